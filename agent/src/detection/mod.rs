@@ -1,0 +1,1 @@
+//! Stage 2: what to scan and when; verdicts become events.

@@ -1,0 +1,30 @@
+//! Vidette's agent. `sensors -> detection (-> worker) -> outbox -> transport ==QUIC==> collector`.
+//!
+//! A stage imports only stages before it; `pipeline` alone sees all of them. What is needed on the way:
+//! `sys` (system calls), `config`, `stop`, `telemetry` (counters).
+
+/// The command line as typed.
+pub mod cli;
+/// Settings as written, then as used.
+pub mod config;
+/// Which host, which boot, what time.
+pub mod host;
+/// 1. What happens on the host, as observations with open descriptors.
+pub mod sensors;
+/// 2. What to scan and when; verdicts become events.
+pub mod detection;
+/// 2b. The sandboxed process that parses file content, and the handle to it.
+pub mod worker;
+/// 3. Events on disk until the collector has them.
+pub mod outbox;
+/// 4. Events to the collector, acknowledgements back.
+pub mod transport;
+/// Which queue leads where: every thread and channel is made here.
+pub mod pipeline;
+/// The one way to end: a flag that every stage hears.
+pub mod stop;
+/// Counters of every stage: seen = passed + shed + lost.
+pub mod telemetry;
+/// The only folder with `unsafe`: thin wrappers over system calls.
+#[allow(unsafe_code)]
+pub mod sys;

@@ -1,0 +1,1 @@
+//! Stage 4: events to the collector, acknowledgements back.

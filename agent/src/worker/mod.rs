@@ -1,0 +1,1 @@
+//! Stage 2b: the sandboxed process that parses file content, and the handle to it.

@@ -1,0 +1,2 @@
+//! Vidette.
+fn main() {}

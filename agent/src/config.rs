@@ -1,1 +1,260 @@
-//! Being written.
+//! Settings as written (`File`), then as used (`Config`). The packaged file holds every setting with its
+//! default and is parsed by a test.
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+use std::fs;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the settings are looked for when nobody says otherwise. It may be absent.
+pub const CONFIG_PATH: &str = "/etc/vidette/agent.toml";
+/// The state folder of an agent that runs as root.
+pub const STATE_PATH: &str = "/var/lib/vidette-agent";
+/// A configuration file. Bytes.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Entries of one list.
+const ENTRIES_MAX: usize = 1024;
+/// Limits of what may be set.
+const SIZE_BYTES_RANGE: std::ops::RangeInclusive<u64> = 4096..=(1 << 30);
+/// YARA-X looks at the clock once a second, so that less than two would cut scans that are well.
+const TIMEOUT_S_RANGE: std::ops::RangeInclusive<u64> = 2..=600;
+const PARALLEL_RANGE: std::ops::RangeInclusive<usize> = 1..=16;
+const OUTBOX_BYTES_RANGE: std::ops::RangeInclusive<u64> = (16 << 20)..=(1 << 40);
+
+/// As written. Every key may be left out.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    state: Option<PathBuf>,
+    sensors: SensorsFile,
+    detection: DetectionFile,
+    outbox: OutboxFile,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct SensorsFile {
+    watch: Vec<PathBuf>,
+    exclude: Vec<PathBuf>,
+    level: LevelFile,
+    network_filesystems: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum LevelFile {
+    Full,
+    Polling,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct DetectionFile {
+    builtin_rules: bool,
+    rules: Vec<PathBuf>,
+    size_max_bytes: u64,
+    scan_timeout_s: u64,
+    scans_parallel: usize,
+    telemetry: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct OutboxFile {
+    bytes_max: u64,
+}
+
+impl Default for SensorsFile {
+    fn default() -> Self {
+        Self { watch: vec![PathBuf::from("/")], exclude: Vec::new(), level: LevelFile::Full, network_filesystems: false }
+    }
+}
+
+impl Default for DetectionFile {
+    fn default() -> Self {
+        Self {
+            builtin_rules: true,
+            rules: Vec::new(),
+            size_max_bytes: 64 << 20,
+            scan_timeout_s: 30,
+            scans_parallel: 2,
+            telemetry: true,
+        }
+    }
+}
+
+impl Default for OutboxFile {
+    fn default() -> Self {
+        Self { bytes_max: 1 << 30 }
+    }
+}
+
+/// As used: checked, with nothing left open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Identity, outbox, status socket. 0700.
+    pub state: PathBuf,
+    /// Absolute prefixes that are watched; `/` is everything.
+    pub watch: Vec<Vec<u8>>,
+    /// Absolute prefixes that are never reported.
+    pub exclude: Vec<Vec<u8>>,
+    /// Use the portable sensors even where the full ones would work.
+    pub polling: bool,
+    /// Watch NFS, SMB and FUSE too.
+    pub network_filesystems: bool,
+    /// Use the rules that ship with the agent.
+    pub builtin_rules: bool,
+    /// Further rules: files, or folders of `.yar` and `.yara` files.
+    pub rules: Vec<PathBuf>,
+    /// Of a larger file only head and tail are scanned. Bytes.
+    pub size_max_bytes: u64,
+    /// A scan that takes longer is given up.
+    pub scan_timeout: Duration,
+    /// Scans at the same time.
+    pub scans_parallel: usize,
+    /// Report every file and program, not only detections.
+    pub telemetry: bool,
+    /// The outbox on disk. Bytes.
+    pub outbox_bytes_max: u64,
+}
+
+impl Config {
+    /// Reads `path`; the default path may be absent, a path somebody named may not. `state` overrides the file.
+    ///
+    /// # Errors
+    /// One sentence that names the file, the key and what is expected.
+    pub fn load(path: Option<&Path>, state: Option<&Path>) -> anyhow::Result<Self> {
+        let place = path.unwrap_or(Path::new(CONFIG_PATH));
+        let text = match read(place) {
+            Ok(text) => text,
+            Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(error).with_context(|| format!("could not read {}", place.display())),
+        };
+        Self::parse(&text, state).with_context(|| format!("{} can't be used", place.display()))
+    }
+
+    fn parse(text: &str, state: Option<&Path>) -> anyhow::Result<Self> {
+        let file: File = toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", error.to_string().trim_end()))?;
+        let state = state.map(Path::to_path_buf).or(file.state).unwrap_or_else(default_state);
+        absolute("state", &state)?;
+        let detection = file.detection;
+        within("detection.size_max_bytes", detection.size_max_bytes, &SIZE_BYTES_RANGE)?;
+        within("detection.scan_timeout_s", detection.scan_timeout_s, &TIMEOUT_S_RANGE)?;
+        within("detection.scans_parallel", detection.scans_parallel, &PARALLEL_RANGE)?;
+        within("outbox.bytes_max", file.outbox.bytes_max, &OUTBOX_BYTES_RANGE)?;
+        for rule in &detection.rules {
+            absolute("detection.rules", rule)?;
+        }
+        Ok(Self {
+            state,
+            watch: prefixes("sensors.watch", &file.sensors.watch)?,
+            exclude: prefixes("sensors.exclude", &file.sensors.exclude)?,
+            polling: file.sensors.level == LevelFile::Polling,
+            network_filesystems: file.sensors.network_filesystems,
+            builtin_rules: detection.builtin_rules,
+            rules: detection.rules,
+            size_max_bytes: detection.size_max_bytes,
+            scan_timeout: Duration::from_secs(detection.scan_timeout_s),
+            scans_parallel: detection.scans_parallel,
+            telemetry: detection.telemetry,
+            outbox_bytes_max: file.outbox.bytes_max,
+        })
+    }
+}
+
+/// `/var/lib/vidette-agent` for root; a folder of the user's own otherwise.
+#[must_use]
+pub fn default_state() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from(STATE_PATH);
+    }
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    match std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).or(home.map(|home| home.join(".local/state"))) {
+        Some(folder) if folder.is_absolute() => folder.join("vidette-agent"),
+        _ => PathBuf::from(STATE_PATH),
+    }
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    fs::File::open(path)?.take(CONFIG_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn prefixes(key: &str, paths: &[PathBuf]) -> anyhow::Result<Vec<Vec<u8>>> {
+    if paths.len() > ENTRIES_MAX {
+        bail!("{key} has {} entries, at most {ENTRIES_MAX} are allowed", paths.len());
+    }
+    paths
+        .iter()
+        .map(|path| {
+            absolute(key, path)?;
+            Ok(path.as_os_str().as_bytes().to_vec())
+        })
+        .collect()
+}
+
+fn absolute(key: &str, path: &Path) -> anyhow::Result<()> {
+    if path.is_absolute() {
+        return Ok(());
+    }
+    bail!("{key} entry `{}` is not an absolute path: write it from the root, such as `/{0}`", path.display())
+}
+
+fn within<T: PartialOrd + std::fmt::Display>(key: &str, value: T, range: &std::ops::RangeInclusive<T>) -> anyhow::Result<()> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    bail!("{key} is {value}: set it between {} and {}", range.start(), range.end())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// The packaged file: what is commented out there is the default, so both must mean the same.
+    const PACKAGED: &str = include_str!("../../packaging/agent.toml");
+
+    #[test]
+    fn the_packaged_file_says_the_defaults() {
+        let uncommented: String = PACKAGED
+            .lines()
+            .map(|line| line.strip_prefix("#! ").unwrap_or(line))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let state = Some(Path::new(STATE_PATH));
+        assert_eq!(Config::parse(&uncommented, state).unwrap(), Config::parse("", state).unwrap());
+        for key in ["state", "watch", "exclude", "level", "network_filesystems", "builtin_rules", "rules", "size_max_bytes",
+            "scan_timeout_s", "scans_parallel", "telemetry", "bytes_max"]
+        {
+            assert!(uncommented.lines().any(|line| line.starts_with(&format!("{key} ="))), "{key} is not in the packaged file");
+        }
+    }
+
+    fn check(text: &str, expected: &str) {
+        let error = format!("{:#}", Config::parse(text, None).unwrap_err());
+        assert!(error.contains(expected), "{text}: {error}");
+    }
+
+    #[test]
+    fn a_mistake_names_its_key() {
+        check("[sensors]\nwatch = [\"tmp\"]", "sensors.watch entry `tmp` is not an absolute path");
+        check("[sensors]\nwach = []", "unknown field `wach`");
+        check("[sensors\n", "line 1");
+        check("[detection]\nscan_timeout_s = 1", "detection.scan_timeout_s is 1: set it between 2 and 600");
+        check("[detection]\nrules = [\"rules\"]", "detection.rules entry `rules`");
+        check("[sensors]\nlevel = \"max\"", "unknown variant `max`");
+        check("[outbox]\nbytes_max = 1", "outbox.bytes_max is 1");
+        check("state = \"x\"", "state entry `x`");
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        let error = Config::load(Some(Path::new("/nonexistent/agent.toml")), None).unwrap_err();
+        assert!(format!("{error:#}").starts_with("could not read /nonexistent/agent.toml: No such file"), "{error:#}");
+    }
+}

@@ -28,13 +28,8 @@ impl Moment {
     #[must_use]
     pub fn now() -> Self {
         let wall = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        #[cfg(target_os = "linux")]
-        let since_boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        #[cfg(not(target_os = "linux"))]
-        let since_boot = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         let unix_ns = wall.tv_sec.saturating_mul(1_000_000_000).saturating_add(wall.tv_nsec);
-        let uptime_ns = since_boot.tv_sec.saturating_mul(1_000_000_000).saturating_add(since_boot.tv_nsec);
-        Self { unix_ns, uptime_ns: u64::try_from(uptime_ns).unwrap_or(0) }
+        Self { unix_ns, uptime_ns: crate::sys::clock::uptime_ns() }
     }
 }
 

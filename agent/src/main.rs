@@ -1,2 +1,40 @@
-//! Vidette.
-fn main() {}
+//! The agent's binary: command line, logging, exit code. Everything else is in the library.
+
+use clap::Parser;
+use std::process::ExitCode;
+use vidette_agent::cli::{self, Cli, EXIT_ERROR, LogFormat};
+use vidette_protocol::escape;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = log(&cli.log, cli.log_format) {
+        eprintln!("vidette-agent: --log `{}` can't be used: {error}", escape::terminal(cli.log.as_bytes()));
+        return ExitCode::from(EXIT_ERROR);
+    }
+    match cli::run(cli.command) {
+        Ok(code) => code,
+        Err(error) if closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vidette-agent: {}", escape::terminal_text(&format!("{error:#}")));
+            ExitCode::from(EXIT_ERROR)
+        }
+    }
+}
+
+/// To standard error, so that standard output carries results alone.
+fn log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(filter)?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+/// Whoever read our output has read enough (`vidette-agent watch / | head`).
+fn closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}

@@ -1,1 +1,12 @@
-//! Vidette.
+//! What the end-to-end tests, the demo and the benchmarks share: real processes, started and stopped.
+
+/// Names of files that try to do harm, for every output.
+pub mod hostile_names;
+/// Agent and collector as real processes in a temporary folder.
+pub mod programs;
+/// Files that rules must match, made at run time, so that the tree itself holds none.
+pub mod samples;
+/// The rules of the house, as checks.
+pub mod shape;
+/// A receiver of RFC 5424 messages with octet counting.
+pub mod syslog;

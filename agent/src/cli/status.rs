@@ -1,0 +1,93 @@
+//! `vidette-agent status`: asks the agent that runs on this host how it is.
+
+use super::EXIT_ERROR;
+use crate::config::Config;
+use crate::status::{self, Report};
+use comfy_table::{Table, presets};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use vidette_protocol::escape;
+
+/// What was typed after `status`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The agent's configuration file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The agent's state folder
+    #[arg(long, value_name = "FOLDER")]
+    state: Option<PathBuf>,
+    /// One JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the answer. Exit code 0 when an agent answered.
+///
+/// # Errors
+/// When none did.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let config = Config::load(args.config.as_deref(), args.state.as_deref())?;
+    let report = status::ask(&config.state)?;
+    let text = if args.json { serde_json::to_string(&report)? } else { table(&report) };
+    if std::io::Write::write_all(&mut std::io::stdout(), format!("{text}\n").as_bytes()).is_err() {
+        return Ok(ExitCode::from(EXIT_ERROR));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(report: &Report) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    let mut row = |name: &str, value: String| {
+        table.add_row([name.to_owned(), escape::terminal_text(&value)]);
+    };
+    row("version", report.version.clone());
+    row("agent", if report.agent_id.is_empty() { "not joined".into() } else { report.agent_id.clone() });
+    row("process", format!("{}, {} resident", report.pid, mebibytes(report.memory_bytes)));
+    row(
+        "scanner",
+        match report.worker_pid {
+            Some(pid) => format!("{pid}, {} resident", mebibytes(report.worker_memory_bytes)),
+            None => "resting".into(),
+        },
+    );
+    row("running since", time(report.started_unix_s));
+    row("sensors", join(&report.level, &report.level_reason));
+    row("rules", format!("{} (version {})", report.rules, report.rules_version));
+    for error in &report.rule_errors {
+        row("rule left out", error.clone());
+    }
+    for file in &report.poison {
+        row("not scanned again", file.clone());
+    }
+    row("collector", join(&report.transport, &report.transport_detail));
+    if report.certificate_expires_unix_s != 0 {
+        row("certificate until", time(report.certificate_expires_unix_s));
+    }
+    row(
+        "outbox",
+        format!(
+            "{} events, {}, oldest {:.1} s",
+            report.outbox_events,
+            mebibytes(report.outbox_bytes),
+            report.oldest_event_age_ms as f64 / 1000.0
+        ),
+    );
+    for (name, value) in &report.counters {
+        row(&name.replace('_', " "), value.to_string());
+    }
+    table.trim_fmt()
+}
+
+fn join(word: &str, detail: &str) -> String {
+    if detail.is_empty() { word.to_owned() } else { format!("{word}: {detail}") }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+fn time(unix_s: i64) -> String {
+    jiff::Timestamp::from_second(unix_s).map_or_else(|_| unix_s.to_string(), |time| time.to_string())
+}

@@ -1,0 +1,129 @@
+//! How the agent is, told over a Unix socket in its state folder: `vidette-agent status` asks, a thread of
+//! the running agent answers with one JSON object and closes. Nobody but the folder's owner can reach it.
+
+use crate::stop::Stop;
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Duration;
+
+/// The socket's name in the state folder.
+const SOCKET: &str = "status.sock";
+/// How long one asker may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often the thread looks whether to stop.
+const POLL: Duration = Duration::from_millis(200);
+/// An answer. Bytes.
+const ANSWER_BYTES_MAX: u64 = 1 << 20;
+
+/// What `status` shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Of the program.
+    pub version: String,
+    /// The agent's process.
+    pub pid: u32,
+    /// The scanner's process, while there is work for it.
+    pub worker_pid: Option<u32>,
+    /// Resident memory of the agent, without the worker. Bytes.
+    pub memory_bytes: u64,
+    /// Resident memory of the worker. Bytes.
+    pub worker_memory_bytes: u64,
+    /// Since when it runs, Unix seconds.
+    pub started_unix_s: i64,
+    /// `full`, `names` or `polling`.
+    pub level: String,
+    /// Why it is not `full`; empty when it is.
+    pub level_reason: String,
+    /// Digest over the rules in use; empty before they are compiled.
+    pub rules_version: String,
+    /// Rules in use.
+    pub rules: u64,
+    /// Rule files left out, with the mistake.
+    pub rule_errors: Vec<String>,
+    /// Files that killed the scanner and are not tried again with these rules.
+    pub poison: Vec<String>,
+    /// What the transport does: `connected`, `connecting`, `not joined`, `refused`.
+    pub transport: String,
+    /// More on that: since when, or why not.
+    pub transport_detail: String,
+    /// Who this agent is; empty before it joined.
+    pub agent_id: String,
+    /// When its certificate ends, Unix seconds; 0 before it joined.
+    pub certificate_expires_unix_s: i64,
+    /// Events that wait for the collector.
+    pub outbox_events: u64,
+    /// Their bytes on disk.
+    pub outbox_bytes: u64,
+    /// Age of the oldest of them.
+    pub oldest_event_age_ms: u64,
+    /// Every counter, by name.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// Answers until `stop`. Runs on the caller's thread.
+///
+/// # Errors
+/// When the socket can't be made.
+pub fn serve(folder: &Path, stop: &Stop, report: impl Fn() -> Report) -> anyhow::Result<()> {
+    let path = folder.join(SOCKET);
+    if let Err(error) = std::fs::remove_file(&path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(error).with_context(|| format!("could not replace {}", path.display()));
+    }
+    let listener = UnixListener::bind(&path).with_context(|| format!("could not listen on {}", path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    while !stop.is_set() {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                if let Err(error) = answer(stream, &report()) {
+                    tracing::debug!(%error, "an asker of the status went away");
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                let _ = stop.wait(POLL);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "could not accept on the status socket");
+                let _ = stop.wait(ANSWER_TIMEOUT);
+            }
+        }
+    }
+    let _ = std::fs::remove_file(&path);
+    Ok(())
+}
+
+fn answer(mut stream: UnixStream, report: &Report) -> anyhow::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+    stream.write_all(&serde_json::to_vec(report)?)?;
+    Ok(())
+}
+
+/// Asks the agent whose state is in `folder`.
+///
+/// # Errors
+/// When no agent runs there, or its answer is not one.
+pub fn ask(folder: &Path) -> anyhow::Result<Report> {
+    let path = folder.join(SOCKET);
+    let stream = match UnixStream::connect(&path) {
+        Ok(stream) => stream,
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            bail!("{} may be read by its owner only: run this as root or as the agent's user", path.display())
+        }
+        Err(_) => bail!(
+            "no agent runs with the state folder {}: start it with `vidette-agent run`, or name another folder with --state",
+            folder.display()
+        ),
+    };
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    let mut text = Vec::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut text).context("the agent did not answer")?;
+    serde_json::from_slice(&text).context("the agent's answer can't be read: is it of another version?")
+}

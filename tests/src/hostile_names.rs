@@ -1,0 +1,1 @@
+//! Names of files that try to do harm, for every output.

@@ -1,0 +1,171 @@
+//! Bad input gives one clear sentence that names the thing and the next step, the right exit code, and loses
+//! nothing that was committed.
+
+use std::fs;
+use std::io::Write;
+use std::net::UdpSocket;
+use std::path::Path;
+use std::process::Output;
+use vidette_tests::programs::{Agent, Collector, call, wait_for};
+use vidette_tests::samples;
+
+fn check(output: &Output, code: i32, expected: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    for part in expected {
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    }
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+#[test]
+fn a_configuration_with_a_mistake_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("x.toml");
+    let state = text(&folder.path().join("state"));
+    for (program, command, written, expected) in [
+        ("vidette-agent", "run", "[sensors", "line 1"),
+        ("vidette-agent", "run", "[sensors]\nwach = [\"/\"]", "unknown field `wach`"),
+        ("vidette-agent", "run", "[sensors]\nwatch = [\"tmp\"]", "`tmp` is not an absolute path"),
+        ("vidette", "serve", "[[sink]\n", "line 1"),
+        ("vidette", "serve", "lissten = \"x\"", "unknown field `lissten`"),
+        ("vidette", "serve", "[[sink]]\nname = \"a\"\ntype = \"jsonl\"\npath = \"alerts.jsonl\"", "absolute"),
+    ] {
+        fs::write(&file, written).expect("written");
+        let output = call(program, &[command, "--config", &text(&file), "--state", &state], "").expect("called");
+        check(&output, 2, &[expected, &text(&file)]);
+    }
+    for (program, command) in [("vidette-agent", "run"), ("vidette", "serve")] {
+        let output = call(program, &[command, "--config", "/nonexistent.toml", "--state", &state], "").expect("called");
+        check(&output, 2, &["/nonexistent.toml"]);
+    }
+}
+
+#[test]
+fn a_rule_with_a_mistake_is_named_and_the_others_go_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let good = folder.path().join("good.yar");
+    fs::write(&good, "rule good { strings: $a = \"apples\" condition: $a }").expect("written");
+    let syntax = folder.path().join("syntax.yar");
+    fs::write(&syntax, "rule broken {\n  condition:\n    true and\n}\n").expect("written");
+    let include = folder.path().join("include.yar");
+    fs::write(&include, "include \"/etc/passwd\"\nrule x { condition: true }\n").expect("written");
+    check(&call("vidette-agent", &["rules", "check", &text(&good)], "").expect("called"), 0, &["good.yar"]);
+    check(&call("vidette-agent", &["rules", "check", &text(&syntax)], "").expect("called"), 1, &["syntax.yar", "4"]);
+    let output = call("vidette-agent", &["rules", "check", &text(&include)], "").expect("called");
+    check(&output, 1, &["include.yar", "include"]);
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("root:"), "the included file leaked");
+
+    let sample = folder.path().join("sample.txt");
+    fs::write(&sample, samples::control()).expect("written");
+    let rules = text(folder.path());
+    let output = call("vidette-agent", &["scan", "--no-builtin-rules", "--rules", &rules, &text(&sample)], "").expect("called");
+    check(&output, 1, &["good", "syntax.yar"]);
+}
+
+#[test]
+fn scan_says_clean_matched_or_error_by_its_exit_code() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (clean, bad) = (folder.path().join("clean"), folder.path().join("bad"));
+    fs::write(&clean, samples::control()).expect("written");
+    fs::write(&bad, samples::eicar()).expect("written");
+    check(&call("vidette-agent", &["scan", &text(&clean)], "").expect("called"), 0, &[]);
+    check(&call("vidette-agent", &["scan", &text(&bad)], "").expect("called"), 1, &["bad"]);
+    check(&call("vidette-agent", &["scan", "/nonexistent"], "").expect("called"), 2, &["/nonexistent"]);
+    check(&call("vidette-agent", &["scan"], "").expect("called"), 2, &["Usage"]);
+}
+
+#[test]
+fn joining_with_a_bad_invitation_says_which() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let collector = Collector::start(folder.path(), "").expect("a collector");
+    let join = |state: &str, line: &str| {
+        call("vidette-agent", &["join", "--state", &text(&folder.path().join(state))], &format!("{line}\n")).expect("called")
+    };
+    let invitation = collector.invitation().expect("an invitation");
+    check(&join("a", "nonsense"), 2, &["vidette://"]);
+    let pin = invitation.find("pin=").expect("a pin") + 4;
+    let mut wrong = invitation.clone();
+    wrong.replace_range(pin..pin + 2, if &invitation[pin..pin + 2] == "00" { "11" } else { "00" });
+    check(&join("b", &wrong), 2, &["pin"]);
+    check(&join("c", &invitation), 0, &[]);
+    check(&join("d", &invitation), 2, &["used"]);
+    check(&join("c", &collector.invitation().expect("another")), 2, &["already"]);
+
+    let short = collector.vidette(&["tokens", "create", "--for", "1s"]).expect("called");
+    check(&short, 0, &["vidette://"]);
+    let line = String::from_utf8_lossy(&short.stdout).into_owned();
+    let start = line.find("vidette://").expect("an invitation");
+    let line: String = line[start..].chars().take_while(|c| !c.is_whitespace() && *c != '\'').collect();
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    check(&join("e", &line), 2, &["expired"]);
+
+    let gone = invitation.replace(&collector.port.to_string(), "9");
+    check(&join("f", &gone), 2, &["127.0.0.1:9"]);
+}
+
+#[test]
+fn a_port_that_is_taken_and_a_state_that_is_in_use_are_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
+    let address = socket.local_addr().expect("an address").to_string();
+    let output = call("vidette", &["serve", "--state", &text(&folder.path().join("s")), "--listen", &address], "").expect("called");
+    check(&output, 2, &[&address]);
+
+    let collector = Collector::start(folder.path(), "").expect("a collector");
+    let output = call("vidette", &["serve", "--state", &text(&collector.state), "--listen", "127.0.0.1:0"], "").expect("called");
+    check(&output, 2, &[&text(&collector.state)]);
+}
+
+#[test]
+fn a_state_folder_that_can_not_be_made_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("file");
+    fs::write(&file, "").expect("written");
+    let inside = text(&file.join("state"));
+    for (program, command) in [("vidette-agent", "run"), ("vidette", "serve")] {
+        check(&call(program, &[command, "--state", &inside], "").expect("called"), 2, &[&inside]);
+    }
+}
+
+#[test]
+fn commands_without_a_server_say_so() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let state = text(folder.path());
+    check(&call("vidette", &["alerts", "list", "--state", &state], "").expect("called"), 2, &["vidette serve"]);
+    check(&call("vidette-agent", &["status", "--state", &state], "").expect("called"), 2, &["vidette-agent run"]);
+}
+
+#[test]
+fn a_damaged_outbox_is_set_aside_and_said() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let watched = folder.path().join("host");
+    fs::create_dir(&watched).expect("made");
+    let collector = Collector::start(folder.path(), "").expect("a collector");
+    let mut agent = Agent::prepare(folder.path(), &watched, "", "").expect("an agent");
+    agent.join(&collector.invitation().expect("an invitation")).expect("joined");
+    for damage in [&b"not a database at all"[..], &b"SQLite format 3\0garbage"[..], &[0; 8192]] {
+        fs::create_dir_all(agent.state.join("outbox")).expect("made");
+        for entry in fs::read_dir(agent.state.join("outbox")).expect("listed") {
+            let path = entry.expect("an entry").path();
+            if path.extension().is_some_and(|extension| extension == "db") {
+                fs::File::create(path).and_then(|mut file| file.write_all(damage)).expect("damaged");
+            }
+        }
+        agent.start().expect("a damaged outbox does not stop the agent");
+        let name = format!("after-{}", damage.len());
+        fs::write(watched.join(&name), samples::eicar()).expect("written");
+        wait_for("a detection", || {
+            let alerts = collector.lines(&["alerts", "list", "--kind", "detection"])?;
+            Ok(alerts.iter().any(|alert| alert["file.path"].as_str().is_some_and(|path| path.ends_with(&name))).then_some(()))
+        })
+        .expect("the agent goes on");
+        agent.kill().expect("killed");
+    }
+    let gaps = collector.lines(&["alerts", "list", "--kind", "gap"]).expect("listed");
+    assert!(gaps.iter().any(|gap| gap["vidette.gap.reason"] == "outbox_damaged"), "{gaps:?}");
+}

@@ -15,6 +15,8 @@ pub mod check;
 pub mod batch;
 /// Messages on a stream.
 pub mod frame;
+/// The line that is pasted on a host to enrol it.
+pub mod join;
 /// Attacker's bytes made harmless, by format. The only place that does it.
 pub mod escape;
 /// An event as JSON with the field names of the Elastic Common Schema.

@@ -49,7 +49,9 @@ pub struct InvitationError(&'static str);
 
 /// A text that is no address.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("this is not a collector's address: {0}; write HOST:PORT, such as `collector.example.org:7443` or `[2001:db8::1]:7443`")]
+#[error(
+    "this is not a collector's address: {0}; write HOST:PORT, such as `collector.example.org:7443` or `[2001:db8::1]:7443`"
+)]
 pub struct AddressError(&'static str);
 
 impl Secret {
@@ -92,7 +94,9 @@ impl FromStr for Address {
         let host = match host.strip_prefix('[') {
             Some(rest) => {
                 let inner = rest.strip_suffix(']').ok_or(AddressError("a bracket is not closed"))?;
-                inner.parse::<std::net::Ipv6Addr>().map_err(|_| AddressError("no IPv6 address is in the brackets"))?;
+                inner
+                    .parse::<std::net::Ipv6Addr>()
+                    .map_err(|_| AddressError("no IPv6 address is in the brackets"))?;
                 inner
             }
             None => checked_name(host)?,
@@ -149,12 +153,14 @@ impl FromStr for Invitation {
             return Err(InvitationError("it is too long"));
         }
         let rest = text.strip_prefix(SCHEME).ok_or(InvitationError("it does not start with vidette://"))?;
-        let (address, query) = rest.split_once("/?").ok_or(InvitationError("it ends before the pin and the token"))?;
+        let (address, query) =
+            rest.split_once("/?").ok_or(InvitationError("it ends before the pin and the token"))?;
         let (pin, token) = query.split_once('&').ok_or(InvitationError("it ends before the token"))?;
         let pin = pin.strip_prefix("pin=").ok_or(InvitationError("the pin is missing"))?;
         let token = token.strip_prefix("token=").ok_or(InvitationError("the token is missing"))?;
         let pin = data_encoding::HEXLOWER.decode(pin.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
-        let token = data_encoding::BASE32_NOPAD.decode(token.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
+        let token =
+            data_encoding::BASE32_NOPAD.decode(token.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
         Ok(Self {
             address: address.parse().map_err(|AddressError(why)| InvitationError(why))?,
             pin: pin.ok_or(InvitationError("the pin is not 64 hex digits"))?,
@@ -169,7 +175,11 @@ mod tests {
     use super::*;
 
     fn sample(address: &str) -> Invitation {
-        Invitation { address: address.parse().unwrap(), pin: [0x5a; 32], token: Secret::new([7; TOKEN_BYTES]) }
+        Invitation {
+            address: address.parse().unwrap(),
+            pin: [0x5a; 32],
+            token: Secret::new([7; TOKEN_BYTES]),
+        }
     }
 
     #[test]

@@ -15,9 +15,7 @@ pub enum BatchError {
     #[error("a batch of class {0}, which is not known here")]
     Class(i32),
     /// More than a limit allows, or nothing at all.
-    #[error(
-        "a batch of {events} events in {bytes} bytes, allowed are 1 to {BATCH_EVENTS_MAX} in {BATCH_UNPACKED_BYTES_MAX}"
-    )]
+    #[error("a batch of {events} events in {bytes} bytes, allowed are 1 to {BATCH_EVENTS_MAX} in {BATCH_UNPACKED_BYTES_MAX}")]
     Size {
         /// Events announced.
         events: usize,
@@ -44,20 +42,13 @@ pub enum BatchError {
 ///
 /// # Errors
 /// [`BatchError::Size`] when they are too many or too large, [`BatchError::Packing`] when zstd fails.
-pub fn pack(
-    class: Class,
-    epoch: u64,
-    first_seq: u64,
-    skipped: u64,
-    events: Vec<Vec<u8>>,
-) -> Result<Batch, BatchError> {
+pub fn pack(class: Class, epoch: u64, first_seq: u64, skipped: u64, events: Vec<Vec<u8>>) -> Result<Batch, BatchError> {
     let count = events.len();
     let list = EventList { events }.encode_to_vec();
     if count == 0 || count > BATCH_EVENTS_MAX || list.len() > BATCH_UNPACKED_BYTES_MAX {
         return Err(BatchError::Size { events: count, bytes: list.len() });
     }
-    let packed =
-        zstd::bulk::compress(&list, ZSTD_LEVEL).map_err(|error| BatchError::Packing(error.to_string()))?;
+    let packed = zstd::bulk::compress(&list, ZSTD_LEVEL).map_err(|error| BatchError::Packing(error.to_string()))?;
     if packed.len() > BATCH_BYTES_MAX {
         return Err(BatchError::Size { events: count, bytes: packed.len() });
     }
@@ -82,14 +73,10 @@ pub fn unpack(batch: &Batch) -> Result<Vec<Vec<u8>>, BatchError> {
     if announced == 0 || announced > BATCH_EVENTS_MAX || bytes > BATCH_UNPACKED_BYTES_MAX {
         return Err(BatchError::Size { events: announced, bytes });
     }
-    if batch.first_seq == 0
-        || batch.skipped >= batch.first_seq
-        || batch.first_seq.checked_add(announced as u64).is_none()
-    {
+    if batch.first_seq == 0 || batch.skipped >= batch.first_seq || batch.first_seq.checked_add(announced as u64).is_none() {
         return Err(BatchError::Numbers(batch.first_seq));
     }
-    let list = zstd::bulk::decompress(&batch.events, bytes)
-        .map_err(|error| BatchError::Packing(error.to_string()))?;
+    let list = zstd::bulk::decompress(&batch.events, bytes).map_err(|error| BatchError::Packing(error.to_string()))?;
     if list.len() != bytes {
         return Err(BatchError::Packing(format!("{} bytes instead of {bytes}", list.len())));
     }
@@ -137,8 +124,7 @@ mod tests {
     fn a_bomb_unpacks_to_no_more_than_it_announced() {
         let list = EventList { events: vec![vec![0; 64 << 20]] }.encode_to_vec();
         let events = zstd::bulk::compress(&list, 19).unwrap();
-        let batch =
-            Batch { class: 1, epoch: 1, first_seq: 1, skipped: 0, count: 1, events_bytes: 1000, events };
+        let batch = Batch { class: 1, epoch: 1, first_seq: 1, skipped: 0, count: 1, events_bytes: 1000, events };
         assert!(matches!(unpack(&batch), Err(BatchError::Packing(_))));
     }
 }

@@ -2,8 +2,8 @@
 //! refuses, because an event beyond its limits does not come from an agent of ours.
 
 use crate::limits::{
-    ARGS_BYTES_MAX, ARGS_MAX, LIST_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, PATTERN_DATA_BYTES_MAX, PATTERNS_MAX,
-    RULES_MAX, TEXT_BYTES_MAX,
+    ARGS_BYTES_MAX, ARGS_MAX, LIST_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, PATTERN_DATA_BYTES_MAX, PATTERNS_MAX, RULES_MAX,
+    TEXT_BYTES_MAX,
 };
 use crate::wire::{self, event::Kind};
 
@@ -118,10 +118,7 @@ mod tests {
         let file = wire::File { path: vec![b'a'; PATH_BYTES_MAX + 1], ..Default::default() };
         let kind = Kind::File(wire::FileEvent { file: Some(file), ..Default::default() });
         let error = event(&wire::Event { kind: Some(kind), ..Default::default() }).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            format!("path is {} long, allowed is {PATH_BYTES_MAX}", PATH_BYTES_MAX + 1)
-        );
+        assert_eq!(error.to_string(), format!("path is {} long, allowed is {PATH_BYTES_MAX}", PATH_BYTES_MAX + 1));
     }
 
     #[test]

@@ -33,8 +33,9 @@ const KEEP_FILES_MAX: u32 = 10_000;
 const FACILITY_DEFAULT: &str = "local0";
 /// RFC 5424 §6.2.1, table 1, by the names that syslog.conf(5) uses.
 const FACILITIES: [&str; 24] = [
-    "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp", "ntp",
-    "audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
+    "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp",
+    "ntp", "audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4", "local5", "local6",
+    "local7",
 ];
 
 /// What was said on the command line of `serve`; it wins over the file.
@@ -158,7 +159,8 @@ impl Config {
     /// As [`Config::load`], without the file's name.
     pub fn parse(text: &str, overrides: &Overrides) -> anyhow::Result<Self> {
         let file: File = toml::from_str(text).map_err(|error| {
-            let place = error.span().map_or_else(String::new, |span| format!("line {}: ", line_of(text, span.start)));
+            let place =
+                error.span().map_or_else(String::new, |span| format!("line {}: ", line_of(text, span.start)));
             anyhow::anyhow!("{place}{}", error.message().replace('\n', "; "))
         })?;
         let written = file.state.map(|state| (line_of(text, state.span().start), state.into_inner()));
@@ -168,11 +170,17 @@ impl Config {
             (None, None) => (0, PathBuf::from(STATE_DEFAULT)),
         };
         if !state.is_absolute() {
-            bail!("{}`state` is {}, which is not an absolute path; write it from `/` on", at(line), state.display());
+            bail!(
+                "{}`state` is {}, which is not an absolute path; write it from `/` on",
+                at(line),
+                state.display()
+            );
         }
         let listen = match (overrides.listen, file.listen) {
             (Some(listen), _) => Some(listen),
-            (None, Some(listen)) => Some(listen_address(listen.get_ref()).context_at(text, listen.span().start)?),
+            (None, Some(listen)) => {
+                Some(listen_address(listen.get_ref()).context_at(text, listen.span().start)?)
+            }
             (None, None) => None,
         };
         if let Some(advertise) = &file.advertise {
@@ -198,13 +206,17 @@ impl Config {
 
 fn read(path: &Path) -> anyhow::Result<String> {
     let next = "name an existing file with --config, or leave it out to use the defaults";
-    let file = std::fs::File::open(path).with_context(|| format!("could not open {}; {next}", path.display()))?;
+    let file =
+        std::fs::File::open(path).with_context(|| format!("could not open {}; {next}", path.display()))?;
     let mut text = String::new();
     file.take(FILE_BYTES_MAX + 1)
         .read_to_string(&mut text)
         .with_context(|| format!("could not read {} as UTF-8 text", path.display()))?;
     if text.len() as u64 > FILE_BYTES_MAX {
-        bail!("{} is over {FILE_BYTES_MAX} bytes, which no configuration needs; check the path", path.display());
+        bail!(
+            "{} is over {FILE_BYTES_MAX} bytes, which no configuration needs; check the path",
+            path.display()
+        );
     }
     Ok(text)
 }
@@ -239,7 +251,12 @@ fn clash(sink: &Sink, other: &Sink) -> anyhow::Result<()> {
     if let (Output::Jsonl(one), Output::Jsonl(two)) = (&sink.output, &other.output)
         && one.path == two.path
     {
-        bail!("sinks `{}` and `{}` have the same path {}; give each its own", other.name, sink.name, one.path.display());
+        bail!(
+            "sinks `{}` and `{}` have the same path {}; give each its own",
+            other.name,
+            sink.name,
+            one.path.display()
+        );
     }
     Ok(())
 }
@@ -248,7 +265,9 @@ fn sink(file: SinkFile) -> anyhow::Result<Sink> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let name = file.name.clone();
     if name.is_empty() || name.len() > SINK_NAME_BYTES_MAX || !name.chars().all(fits) {
-        bail!("sink name {name:?} is not 1 to {SINK_NAME_BYTES_MAX} lower-case letters, digits and `-`; rename it");
+        bail!(
+            "sink name {name:?} is not 1 to {SINK_NAME_BYTES_MAX} lower-case letters, digits and `-`; rename it"
+        );
     }
     let mut classes = Vec::new();
     for class in file.classes.clone().unwrap_or_else(|| vec![Class::Alert.name().to_owned()]) {
@@ -309,7 +328,9 @@ fn syslog(file: SinkFile) -> anyhow::Result<Syslog> {
         }
         "tls" => {
             let Some(ca_file) = file.ca_file else {
-                bail!("sink `{name}`: `ca_file` is missing; name the PEM file of the CA that signed the receiver's certificate")
+                bail!(
+                    "sink `{name}`: `ca_file` is missing; name the PEM file of the CA that signed the receiver's certificate"
+                )
             };
             absolute(name, "ca_file", &ca_file)?;
             Some(Tls { ca_file, server_name: file.server_name.unwrap_or(host) })
@@ -328,7 +349,10 @@ fn foreign(name: &str, kind: &str, key: &str, given: bool) -> anyhow::Result<()>
 
 fn absolute(name: &str, key: &str, path: &Path) -> anyhow::Result<()> {
     if !path.is_absolute() {
-        bail!("sink `{name}`: `{key}` is {}, which is not an absolute path; write it from `/` on", path.display());
+        bail!(
+            "sink `{name}`: `{key}` is {}, which is not an absolute path; write it from `/` on",
+            path.display()
+        );
     }
     Ok(())
 }
@@ -338,7 +362,9 @@ fn listen_address(text: &str) -> anyhow::Result<SocketAddr> {
     let every = |port: &str| port.parse().ok().map(|port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
     match text.parse().ok().or_else(|| text.strip_prefix(':').and_then(every)) {
         Some(address) => Ok(address),
-        None => bail!("`listen` is {text:?}, which is not an IP address and a port; write for example `[::]:{PORT_DEFAULT}`"),
+        None => bail!(
+            "`listen` is {text:?}, which is not an IP address and a port; write for example `[::]:{PORT_DEFAULT}`"
+        ),
     }
 }
 
@@ -355,7 +381,9 @@ pub fn host_and_port<'a>(key: &str, text: &'a str) -> anyhow::Result<&'a str> {
         }
     };
     match text.rsplit_once(':') {
-        Some((host, port)) if text.len() <= 300 && host_fits(host) && port.parse::<u16>().is_ok_and(|port| port > 0) => {
+        Some((host, port))
+            if text.len() <= 300 && host_fits(host) && port.parse::<u16>().is_ok_and(|port| port > 0) =>
+        {
             Ok(host.trim_start_matches('[').trim_end_matches(']'))
         }
         _ => bail!("`{key}` is {text:?}, which is not HOST:PORT; write for example `siem.example.org:6514`"),
@@ -407,7 +435,8 @@ mod tests {
         let config = parse(&every).unwrap();
         assert_eq!(config.state, Path::new(STATE_DEFAULT));
         assert_eq!(config.listen.unwrap().port(), PORT_DEFAULT);
-        let kinds: Vec<bool> = config.sinks.iter().map(|sink| matches!(sink.output, Output::Jsonl(_))).collect();
+        let kinds: Vec<bool> =
+            config.sinks.iter().map(|sink| matches!(sink.output, Output::Jsonl(_))).collect();
         assert_eq!(kinds, [true, false], "one sink of each type is shown");
         assert_eq!(config.sinks[0], parse("").unwrap().sinks[0], "the first sink shown is the default one");
         for key in every_key() {
@@ -449,8 +478,14 @@ mod tests {
             (syslog.into(), &["`address` is missing"]),
             (format!("{syslog}address = \"h:1\"\ntransport = \"udp\""), &["`transport`", "`tcp` or `tls`"]),
             (format!("{syslog}address = \"h:1\"\ntransport = \"tls\""), &["`ca_file` is missing"]),
-            (format!("{syslog}address = \"h:1\"\ntransport = \"tls\"\nca_file = \"ca.pem\""), &["`ca_file`", "absolute"]),
-            (format!("{syslog}address = \"h:1\"\nca_file = \"/ca.pem\""), &["`ca_file` means nothing for `tcp`"]),
+            (
+                format!("{syslog}address = \"h:1\"\ntransport = \"tls\"\nca_file = \"ca.pem\""),
+                &["`ca_file`", "absolute"],
+            ),
+            (
+                format!("{syslog}address = \"h:1\"\nca_file = \"/ca.pem\""),
+                &["`ca_file` means nothing for `tcp`"],
+            ),
             (format!("{syslog}address = \"h:1\"\nfacility = \"me\""), &["`facility`", "local0"]),
             (jsonl.into(), &["line 2", "`path` is missing"]),
             (format!("{jsonl}path = \"a.jsonl\""), &["`path`", "absolute"]),

@@ -83,18 +83,25 @@ fn prepare(state: &Path) -> anyhow::Result<()> {
     let next = "check that vidette may write there, or choose another folder with --state";
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true).mode(0o700);
-    builder.create(state).with_context(|| format!("could not make the state folder {}; {next}", state.display()))?;
+    builder
+        .create(state)
+        .with_context(|| format!("could not make the state folder {}; {next}", state.display()))?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = rustix::fs::open(state, flags, Mode::empty())
         .with_context(|| format!("could not open the state folder {}; {next}", state.display()))?;
     let stat = rustix::fs::fstat(&folder)?;
     let me = rustix::process::geteuid().as_raw();
     if stat.st_uid != me {
-        bail!("the state folder {} belongs to user {}, not to {me} who runs this; {next}", state.display(), stat.st_uid);
+        bail!(
+            "the state folder {} belongs to user {}, not to {me} who runs this; {next}",
+            state.display(),
+            stat.st_uid
+        );
     }
     if stat.st_mode & 0o077 != 0 {
-        rustix::fs::fchmod(&folder, Mode::from_raw_mode(0o700))
-            .with_context(|| format!("could not close the state folder {} to other users", state.display()))?;
+        rustix::fs::fchmod(&folder, Mode::from_raw_mode(0o700)).with_context(|| {
+            format!("could not close the state folder {} to other users", state.display())
+        })?;
         tracing::warn!(folder = %state.display(), "the state folder was open to other users; it is closed now");
     }
     Ok(())
@@ -105,19 +112,30 @@ fn lock(state: &Path) -> anyhow::Result<OwnedFd> {
     let path = state.join("lock");
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600)).with_context(|| {
-        format!("could not write {}; check that vidette may write there, or choose another --state", path.display())
+        format!(
+            "could not write {}; check that vidette may write there, or choose another --state",
+            path.display()
+        )
     })?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            bail!("another `vidette serve` uses {}; stop it, or choose another folder with --state", state.display())
+            bail!(
+                "another `vidette serve` uses {}; stop it, or choose another folder with --state",
+                state.display()
+            )
         }
         Err(error) => Err(error).with_context(|| format!("could not lock {}", path.display())),
     }
 }
 
 /// The configured address; or all of IPv6 and IPv4, or all of IPv4 on a host without IPv6.
-fn listen(wanted: Option<SocketAddr>, identity: &Identity, store: &Handle, fleet: &Fleet) -> anyhow::Result<Ingest> {
+fn listen(
+    wanted: Option<SocketAddr>,
+    identity: &Identity,
+    store: &Handle,
+    fleet: &Fleet,
+) -> anyhow::Result<Ingest> {
     let start = |listen: SocketAddr| {
         ingest::start(ingest::Config { listen }, identity.clone(), store.clone(), fleet.clone())
     };
@@ -131,9 +149,14 @@ fn listen(wanted: Option<SocketAddr>, identity: &Identity, store: &Handle, fleet
     };
     match result {
         Err(error) if is_taken(&error) => {
-            bail!("UDP port {} is taken; stop what uses it (`ss -ulpn`), or choose another with --listen", first.port())
+            bail!(
+                "UDP port {} is taken; stop what uses it (`ss -ulpn`), or choose another with --listen",
+                first.port()
+            )
         }
-        Err(error) => Err(error.context(format!("could not listen on {first}; choose another address with --listen"))),
+        Err(error) => {
+            Err(error.context(format!("could not listen on {first}; choose another address with --listen")))
+        }
         Ok(ingest) => Ok(ingest),
     }
 }

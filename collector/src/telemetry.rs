@@ -21,8 +21,9 @@ pub enum LogFormat {
 /// # Errors
 /// When `filter` can't be read, or a log is already there.
 pub fn log(format: LogFormat, filter: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter)
-        .with_context(|| format!("could not use --log {filter:?}; write for example `info` or `warn,vidette_collector=debug`"))?;
+    let filter = EnvFilter::try_new(filter).with_context(|| {
+        format!("could not use --log {filter:?}; write for example `info` or `warn,vidette_collector=debug`")
+    })?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init(),

@@ -14,7 +14,9 @@ pub const SILENT_AFTER_S: i64 = 300;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show every host that has joined
-    #[command(after_help = "SENSORS says what an agent can see: full, names or polling.\n\nExamples:\n  vidette agents list\n  vidette agents list --json | jq -r 'select(.state == \"silent\") | .host'")]
+    #[command(
+        after_help = "SENSORS says what an agent can see: full, names or polling.\n\nExamples:\n  vidette agents list\n  vidette agents list --json | jq -r 'select(.state == \"silent\") | .host'"
+    )]
     List {
         /// Where and how
         #[command(flatten)]
@@ -100,7 +102,8 @@ fn list(common: &Common) -> anyhow::Result<()> {
         output::hint("no host has joined; `vidette tokens create` prints the line to paste on one");
         return Ok(());
     }
-    let headings = ["AGENT", "HOST", "STATE", "SENSORS", "VERSION", "RULES", "LAST SEEN", "WAITING", "CERTIFICATE"];
+    let headings =
+        ["AGENT", "HOST", "STATE", "SENSORS", "VERSION", "RULES", "LAST SEEN", "WAITING", "CERTIFICATE"];
     output::table(&headings, rows.into_iter().map(cells))
 }
 
@@ -145,7 +148,9 @@ fn show(row: Row) -> anyhow::Result<()> {
             lines.push(("memory", format!("{} MiB", bytes >> 20)));
         }
         lines.extend(connection.health.into_iter().map(|health| ("health", health)));
-        lines.extend(connection.counters.into_iter().map(|(name, value)| ("counter", format!("{name} {value}"))));
+        lines.extend(
+            connection.counters.into_iter().map(|(name, value)| ("counter", format!("{name} {value}"))),
+        );
     }
     output::list(&lines)
 }

@@ -71,7 +71,9 @@ pub enum AlertsCommand {
 #[derive(Debug, Subcommand)]
 pub enum EventsCommand {
     /// Show events, newest first
-    #[command(after_help = "Examples:\n  vidette events list --class telemetry --kind process --host web-1\n  vidette events list --since 2026-01-31 --until 2026-02-01 --limit 100000 --json > january.jsonl")]
+    #[command(
+        after_help = "Examples:\n  vidette events list --class telemetry --kind process --host web-1\n  vidette events list --since 2026-01-31 --until 2026-02-01 --limit 100000 --json > january.jsonl"
+    )]
     List {
         /// Of this class: alert (detections, gaps, health, audit) or telemetry (files, processes)
         #[arg(long)]
@@ -137,7 +139,9 @@ pub struct Row {
 /// For standard error.
 pub fn run_alerts(command: AlertsCommand) -> anyhow::Result<()> {
     match command {
-        AlertsCommand::List { filters, span, common } => list(query(&[Class::Alert], filters), &span, &common),
+        AlertsCommand::List { filters, span, common } => {
+            list(query(&[Class::Alert], filters), &span, &common)
+        }
         AlertsCommand::Show { id, common } => show(id, &common),
         AlertsCommand::Follow { filters, common } => follow(query(&[Class::Alert], filters), &common),
     }
@@ -186,9 +190,15 @@ fn list(query: Query, span: &SpanOptions, common: &Common) -> anyhow::Result<()>
         output::table(&HEADINGS, rows)?;
     }
     match count {
-        0 if is_filtered => output::hint("nothing matches; take a filter out, or look at `vidette agents list` for host names"),
-        0 => output::hint("nothing is stored yet; `vidette agents list` shows who has joined, `vidette tokens create` lets a host join"),
-        count if count == span.limit => output::hint("there may be more: raise --limit, or narrow with --since and --until"),
+        0 if is_filtered => output::hint(
+            "nothing matches; take a filter out, or look at `vidette agents list` for host names",
+        ),
+        0 => output::hint(
+            "nothing is stored yet; `vidette agents list` shows who has joined, `vidette tokens create` lets a host join",
+        ),
+        count if count == span.limit => {
+            output::hint("there may be more: raise --limit, or narrow with --since and --until")
+        }
         _ => {}
     }
     Ok(())
@@ -207,7 +217,10 @@ fn follow(query: Query, common: &Common) -> anyhow::Result<()> {
         let summary = row.summary;
         let time = time::show(summary.time_unix_ns);
         let (severity, host, kind) = (summary.severity, summary.host, summary.kind);
-        output::line(&format!("{time}  {severity:8}  {host}  {kind}  {}  #{}", summary.what, summary.number))?;
+        output::line(&format!(
+            "{time}  {severity:8}  {host}  {kind}  {}  #{}",
+            summary.what, summary.number
+        ))?;
     }
     Ok(())
 }
@@ -220,7 +233,10 @@ fn show(id: String, common: &Common) -> anyhow::Result<()> {
     if common.json {
         return output::line(&ecs::line(&row.record));
     }
-    output::line(&format!("#{} {} {}: {}", row.summary.number, row.summary.severity, row.summary.kind, row.summary.what))?;
+    output::line(&format!(
+        "#{} {} {}: {}",
+        row.summary.number, row.summary.severity, row.summary.kind, row.summary.what
+    ))?;
     output::line("")?;
     let fields: Vec<(String, String)> =
         row.record.iter().map(|(name, value)| (output::safe(name), shown(value))).collect();

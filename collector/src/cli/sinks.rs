@@ -10,7 +10,9 @@ use clap::Subcommand;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show every sink: position, lag, last error
-    #[command(after_help = "POSITION is the number of the last event that counts as sent, LAG how many stored after it wait at most.\n\nExample:\n  vidette sinks list --json | jq .last_error")]
+    #[command(
+        after_help = "POSITION is the number of the last event that counts as sent, LAG how many stored after it wait at most.\n\nExample:\n  vidette sinks list --json | jq .last_error"
+    )]
     List {
         /// Where and how
         #[command(flatten)]
@@ -29,10 +31,15 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         return rows.iter().try_for_each(output::json);
     }
     if rows.is_empty() {
-        output::hint("no sinks are configured: events stay in the store; write a [[sink]] into the configuration file");
+        output::hint(
+            "no sinks are configured: events stay in the store; write a [[sink]] into the configuration file",
+        );
         return Ok(());
     }
-    output::table(&["NAME", "TYPE", "STATE", "POSITION", "LAG", "LAST SENT", "TARGET", "LAST ERROR"], rows.iter().map(cells))
+    output::table(
+        &["NAME", "TYPE", "STATE", "POSITION", "LAG", "LAST SENT", "TARGET", "LAST ERROR"],
+        rows.iter().map(cells),
+    )
 }
 
 fn cells(row: &Status) -> Vec<String> {

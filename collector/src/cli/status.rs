@@ -62,7 +62,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 
 fn lines(row: Row) -> Vec<(&'static str, String)> {
     let store: Vec<String> = row.store.iter().map(|(name, value)| amount(name, *value)).collect();
-    let alerts: Vec<String> = row.alerts_24h.iter().map(|(severity, count)| format!("{count} {severity}")).collect();
+    let alerts: Vec<String> =
+        row.alerts_24h.iter().map(|(severity, count)| format!("{count} {severity}")).collect();
     let more = if row.alerts_24h_more { ", and more" } else { "" };
     let mut lines = vec![
         ("collector", format!("vidette {}, up {}", row.version, time::length(row.uptime_s))),
@@ -76,7 +77,10 @@ fn lines(row: Row) -> Vec<(&'static str, String)> {
             ),
         ),
         ("store", store.join(", ")),
-        ("alerts in 24 h", if alerts.is_empty() { "none".into() } else { format!("{}{more}", alerts.join(", ")) }),
+        (
+            "alerts in 24 h",
+            if alerts.is_empty() { "none".into() } else { format!("{}{more}", alerts.join(", ")) },
+        ),
     ];
     lines.extend(row.sinks.iter().map(|sink| ("sink", sink_line(sink))));
     lines

@@ -58,13 +58,19 @@ fn what(event: &wire::Event) -> String {
         }
         Some(Kind::Gap(gap)) => {
             let count = gap.count.map_or_else(|| "an unknown number of".into(), |count| count.to_string());
-            format!("lost {count} events: {} {}", name(gap.reason().as_str_name(), "GAP_REASON_"), text(&gap.detail))
+            format!(
+                "lost {count} events: {} {}",
+                name(gap.reason().as_str_name(), "GAP_REASON_"),
+                text(&gap.detail)
+            )
         }
         Some(Kind::Health(health)) => {
             let state = name(health.state().as_str_name(), "HEALTH_STATE_");
             format!("{} is {state}: {}", text(&health.component), text(&health.message))
         }
-        Some(Kind::Audit(audit)) => format!("{} {} {}", text(&audit.action), text(&audit.outcome), text(&audit.detail)),
+        Some(Kind::Audit(audit)) => {
+            format!("{} {} {}", text(&audit.action), text(&audit.outcome), text(&audit.detail))
+        }
         None => "of a kind that this version does not know".into(),
     }
 }
@@ -83,7 +89,9 @@ fn path(file: Option<&wire::File>) -> String {
 }
 
 fn by(process: Option<&wire::Process>) -> String {
-    process.map_or_else(String::new, |process| format!(" by {} (pid {})", terminal(&process.executable), process.pid))
+    process.map_or_else(String::new, |process| {
+        format!(" by {} (pid {})", terminal(&process.executable), process.pid)
+    })
 }
 
 fn command(process: &wire::Process) -> String {
@@ -131,19 +139,35 @@ mod tests {
         let evil = b"a\x1b[2J\n\r\x07\xff".to_vec();
         let text = "a\u{1b}[2J\n\r\u{7}".to_owned();
         let file = Some(wire::File { path: evil.clone(), ..Default::default() });
-        let process = Some(wire::Process { executable: evil.clone(), args: vec![evil.clone()], ..Default::default() });
+        let process =
+            Some(wire::Process { executable: evil.clone(), args: vec![evil.clone()], ..Default::default() });
         let rules = vec![wire::RuleMatch { name: text.clone(), ..Default::default() }];
         let kinds = [
-            Kind::Detection(wire::Detection { file: file.clone(), process: process.clone(), detail: text.clone(), rules: rules.clone(), ..Default::default() }),
-            Kind::Detection(wire::Detection { verdict: wire::Verdict::Matched as i32, rules, ..Default::default() }),
+            Kind::Detection(wire::Detection {
+                file: file.clone(),
+                process: process.clone(),
+                detail: text.clone(),
+                rules: rules.clone(),
+                ..Default::default()
+            }),
+            Kind::Detection(wire::Detection {
+                verdict: wire::Verdict::Matched as i32,
+                rules,
+                ..Default::default()
+            }),
             Kind::File(wire::FileEvent { file, process: process.clone(), ..Default::default() }),
             Kind::Process(wire::ProcessEvent { process, ..Default::default() }),
             Kind::Gap(wire::Gap { detail: text.clone(), ..Default::default() }),
-            Kind::Health(wire::Health { component: text.clone(), message: text.clone(), ..Default::default() }),
+            Kind::Health(wire::Health {
+                component: text.clone(),
+                message: text.clone(),
+                ..Default::default()
+            }),
             Kind::Audit(wire::Audit { action: text.clone(), outcome: text.clone(), detail: text }),
         ];
         for kind in kinds {
-            let summary = summarised(&wire::Event { host_name: evil.clone(), kind: Some(kind), ..Default::default() });
+            let summary =
+                summarised(&wire::Event { host_name: evil.clone(), kind: Some(kind), ..Default::default() });
             for text in [&summary.what, &summary.host, &summary.kind, &summary.severity] {
                 assert!(!text.chars().any(char::is_control), "{text:?}");
             }

@@ -106,10 +106,16 @@ mod tests {
 
     #[test]
     fn a_length_is_read_and_shown() {
-        assert_eq!((seconds("90m").unwrap(), seconds("24h").unwrap(), seconds("1d").unwrap()), (5_400, 86_400, 86_400));
+        assert_eq!(
+            (seconds("90m").unwrap(), seconds("24h").unwrap(), seconds("1d").unwrap()),
+            (5_400, 86_400, 86_400)
+        );
         for text in ["", "0s", "-1h", "soon", "5"] {
             assert!(seconds(text).is_err(), "{text}");
         }
-        assert_eq!((length(0), length(59), length(3_661), length(200_000)), ("0s".into(), "59s".into(), "1h 1m".into(), "2d 7h".into()));
+        assert_eq!(
+            (length(0), length(59), length(3_661), length(200_000)),
+            ("0s".into(), "59s".into(), "1h 1m".into(), "2d 7h".into())
+        );
     }
 }

@@ -36,7 +36,9 @@ pub enum Command {
         common: Common,
     },
     /// Show tokens: open, used, expired, revoked
-    #[command(after_help = "Tokens themselves are not kept, only their digests: a lost line can't be shown again.")]
+    #[command(
+        after_help = "Tokens themselves are not kept, only their digests: a lost line can't be shown again."
+    )]
     List {
         /// Where and how
         #[command(flatten)]
@@ -115,20 +117,32 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::List { common } => list(&common),
         Command::Revoke { id, common } => {
             let row: Row = ask_one(&common.socket(), &Request::TokensRevoke { id })?;
-            if common.json { output::json(&row) } else { output::line(&format!("token {} is revoked", output::safe(&row.id))) }
+            if common.json {
+                output::json(&row)
+            } else {
+                output::line(&format!("token {} is revoked", output::safe(&row.id)))
+            }
         }
     }
 }
 
-fn create(length_s: u64, label: Option<String>, address: Option<String>, common: &Common) -> anyhow::Result<()> {
-    let created: Created = ask_one(&common.socket(), &Request::TokensCreate { for_s: length_s, label, address })?;
+fn create(
+    length_s: u64,
+    label: Option<String>,
+    address: Option<String>,
+    common: &Common,
+) -> anyhow::Result<()> {
+    let created: Created =
+        ask_one(&common.socket(), &Request::TokensCreate { for_s: length_s, label, address })?;
     if common.json {
         return output::json(&created);
     }
     output::line(&created.line)?;
     if output::is_for_a_person() {
         let left = time::length(i64::try_from(length_s).unwrap_or(i64::MAX));
-        output::hint(&format!("good for one host, for {left}; on the host run `sudo vidette-agent join` and paste the line"));
+        output::hint(&format!(
+            "good for one host, for {left}; on the host run `sudo vidette-agent join` and paste the line"
+        ));
     }
     Ok(())
 }

@@ -61,7 +61,12 @@ impl CursorFile {
     /// # Errors
     /// When the folder can't be made or opened.
     pub fn open(folder: &Path, name: &str) -> anyhow::Result<Self> {
-        let context = || format!("could not open the cursor folder {}; check that vidette may write there", folder.display());
+        let context = || {
+            format!(
+                "could not open the cursor folder {}; check that vidette may write there",
+                folder.display()
+            )
+        };
         match rustix::fs::mkdir(folder, Mode::from_raw_mode(0o700)) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(error).with_context(context),
@@ -80,7 +85,9 @@ impl CursorFile {
         let file = match rustix::fs::openat(&self.folder, &self.name, flags, Mode::empty()) {
             Ok(file) => File::from(file),
             Err(rustix::io::Errno::NOENT) => return Ok(None),
-            Err(error) => return Err(error).with_context(|| format!("could not open {}", self.path.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("could not open {}", self.path.display()));
+            }
         };
         let mut bytes = Vec::new();
         file.take(CURSOR_BYTES_MAX)

@@ -46,7 +46,9 @@ impl Follow {
     pub fn run(mut self) {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
-            Err(error) => return self.failed(&anyhow::Error::new(error).context("could not start a runtime")),
+            Err(error) => {
+                return self.failed(&anyhow::Error::new(error).context("could not start a runtime"));
+            }
         };
         runtime.block_on(self.keep_trying());
         self.board.change(|status| status.state = State::Stopped);
@@ -123,7 +125,8 @@ impl Follow {
                 }
                 continue;
             }
-            let records: Vec<Record> = page.iter().map(|stored| formats::syslog(stored, config.facility)).collect();
+            let records: Vec<Record> =
+                page.iter().map(|stored| formats::syslog(stored, config.facility)).collect();
             tokio::select! {
                 biased;
                 () = stop.wait() => break,

@@ -117,8 +117,11 @@ fn timestamp(unix_ns: i64) -> String {
 /// The characters of host names and addresses stay, every other byte becomes `_`; nothing becomes `-`.
 fn hostname(name: &[u8]) -> String {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:".contains(&byte);
-    let text: String =
-        name.iter().take(HOSTNAME_BYTES_MAX).map(|byte| if fits(*byte) { char::from(*byte) } else { '_' }).collect();
+    let text: String = name
+        .iter()
+        .take(HOSTNAME_BYTES_MAX)
+        .map(|byte| if fits(*byte) { char::from(*byte) } else { '_' })
+        .collect();
     if text.is_empty() { "-".into() } else { text }
 }
 
@@ -220,8 +223,26 @@ mod tests {
 
     fn hostile() -> Vec<Vec<u8>> {
         let mut names: Vec<Vec<u8>> = [
-            "", "web-1.example.org", "a b", "a\nb", "\u{1b}[2J", "\"]\\", "] <14>1 - - - - - -", "<script>", "$(id)", "=cmd|'x'!A0",
-            "\u{202e}gpj.exe", "ünï", "\u{feff}", "\r\n", "\0", "12 <14>1 ", "-", "%n%s", "{\"a\":1}", "'; --",
+            "",
+            "web-1.example.org",
+            "a b",
+            "a\nb",
+            "\u{1b}[2J",
+            "\"]\\",
+            "] <14>1 - - - - - -",
+            "<script>",
+            "$(id)",
+            "=cmd|'x'!A0",
+            "\u{202e}gpj.exe",
+            "ünï",
+            "\u{feff}",
+            "\r\n",
+            "\0",
+            "12 <14>1 ",
+            "-",
+            "%n%s",
+            "{\"a\":1}",
+            "'; --",
         ]
         .iter()
         .map(|name| name.as_bytes().to_vec())
@@ -245,7 +266,8 @@ mod tests {
             assert!(frame.iter().all(|b| (32..=126).contains(b)), "{name:?}");
             let parsed = parse(frame);
             assert_eq!(parsed.priority, 16 * 8 + 3);
-            let expected = ["1", "2023-11-14T22:13:20.123456Z", &parsed.header[2], "vidette", "-", "detection"];
+            let expected =
+                ["1", "2023-11-14T22:13:20.123456Z", &parsed.header[2], "vidette", "-", "detection"];
             assert_eq!(parsed.header, expected);
             assert_eq!(parsed.params["id"], "07070707070707070707070707070707/0000000000000009/alert/5");
             assert_eq!(parsed.params["severity"], "high");

@@ -44,8 +44,9 @@ impl Jsonl {
         let saved = cursor.load()?.unwrap_or_default();
         let parent = config.path.parent().unwrap_or(Path::new("/"));
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = rustix::fs::open(parent, flags, Mode::empty())
-            .with_context(|| format!("could not open the folder {}; make it or change `path`", parent.display()))?;
+        let folder = rustix::fs::open(parent, flags, Mode::empty()).with_context(|| {
+            format!("could not open the folder {}; make it or change `path`", parent.display())
+        })?;
         let (file, mut place) = open_or_make(&folder, &config.path)?;
         match &saved.file {
             Some(old) if (old.device, old.inode) == (place.device, place.inode) => {
@@ -166,10 +167,16 @@ impl Jsonl {
 
 /// Opens the path below `folder` without following a link, or makes it with mode 0600.
 fn open_or_make(folder: &OwnedFd, path: &Path) -> anyhow::Result<(File, Place)> {
-    let context = || format!("could not open {} as a regular file; remove what is there or change `path`", path.display());
+    let context = || {
+        format!("could not open {} as a regular file; remove what is there or change `path`", path.display())
+    };
     let name = path.file_name().with_context(context)?;
-    let flags =
-        OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let flags = OFlags::RDWR
+        | OFlags::CREATE
+        | OFlags::NOFOLLOW
+        | OFlags::NONBLOCK
+        | OFlags::CLOEXEC
+        | OFlags::NOCTTY;
     let file = rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o600)).with_context(context)?;
     let stat = rustix::fs::fstat(&file).with_context(context)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
@@ -186,7 +193,8 @@ fn cut(file: &File, found: u64, saved: u64, path: &Path) -> anyhow::Result<u64> 
         return Ok(found);
     }
     if found > saved {
-        file.set_len(saved).with_context(|| format!("could not cut {} to its durable length", path.display()))?;
+        file.set_len(saved)
+            .with_context(|| format!("could not cut {} to its durable length", path.display()))?;
         file.sync_all().with_context(|| format!("could not sync {}", path.display()))?;
     }
     Ok(saved)
@@ -199,7 +207,8 @@ fn cut_rotated(folder: &OwnedFd, config: &config::Jsonl, saved: &Place) -> anyho
         let Some(name) = path.file_name() else { continue };
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let Ok(file) = rustix::fs::openat(folder, name, flags, Mode::empty()) else { continue };
-        let stat = rustix::fs::fstat(&file).with_context(|| format!("could not look at {}", path.display()))?;
+        let stat =
+            rustix::fs::fstat(&file).with_context(|| format!("could not look at {}", path.display()))?;
         if (stat.st_dev, stat.st_ino) == (saved.device, saved.inode) {
             cut(&File::from(file), u64::try_from(stat.st_size).unwrap_or(0), saved.bytes, &path)?;
             return Ok(());
@@ -266,18 +275,24 @@ mod tests {
 
     fn page(after: u64, count: u64) -> Vec<Record> {
         (after + 1..=after + count)
-            .map(|id| Record { id, bytes: format!("{{\"event\":{id},\"is\":\"long enough\"}}\n").into_bytes() })
+            .map(|id| Record {
+                id,
+                bytes: format!("{{\"event\":{id},\"is\":\"long enough\"}}\n").into_bytes(),
+            })
             .collect()
     }
 
     /// Every id in the files, oldest file first.
     fn written(folder: &Path) -> Vec<u64> {
         let path = settings(folder).path;
-        let mut files: Vec<PathBuf> = (1..1000).map(|number| numbered(&path, number)).filter(|path| path.exists()).collect();
+        let mut files: Vec<PathBuf> =
+            (1..1000).map(|number| numbered(&path, number)).filter(|path| path.exists()).collect();
         files.reverse();
         files.push(path);
         let text: String = files.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
-        text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["event"].as_u64().unwrap()).collect()
+        text.lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["event"].as_u64().unwrap())
+            .collect()
     }
 
     #[test]

@@ -163,7 +163,9 @@ impl Sinks {
     pub fn join(self) {
         for thread in self.threads {
             if thread.join().is_err() {
-                tracing::error!("a sink's thread panicked; its cursor is safe, and it goes on at the next start");
+                tracing::error!(
+                    "a sink's thread panicked; its cursor is safe, and it goes on at the next start"
+                );
             }
         }
     }

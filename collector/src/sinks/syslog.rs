@@ -66,9 +66,9 @@ impl Connection {
             };
             anyhow::Ok((stream, local, peer))
         };
-        let (stream, local, peer) = timeout(CONNECT_MAX, connect)
-            .await
-            .with_context(|| format!("{} did not answer within {} s", config.address, CONNECT_MAX.as_secs()))??;
+        let (stream, local, peer) = timeout(CONNECT_MAX, connect).await.with_context(|| {
+            format!("{} did not answer within {} s", config.address, CONNECT_MAX.as_secs())
+        })??;
         let unacked = Unacked::open().and_then(|unacked| unacked.ask(local, peer).map(|_| unacked));
         if let Err(error) = &unacked {
             tracing::info!(%error, "can't ask the kernel what a receiver has acknowledged; time alone decides");
@@ -194,7 +194,9 @@ async fn connect(address: &str) -> anyhow::Result<TcpStream> {
 }
 
 async fn shake_hands(
-    stream: Counted, tls: &config::Tls, address: &str,
+    stream: Counted,
+    tls: &config::Tls,
+    address: &str,
 ) -> anyhow::Result<tokio_rustls::client::TlsStream<Counted>> {
     let name = ServerName::try_from(tls.server_name.clone())
         .with_context(|| format!("`server_name` {:?} is not a host name or address", tls.server_name))?;
@@ -205,7 +207,9 @@ async fn shake_hands(
 /// Trusts the CA file and nothing else. TLS 1.2 is allowed, because many receivers know no other.
 fn client_config(tls: &config::Tls) -> anyhow::Result<Arc<rustls::ClientConfig>> {
     let path = &tls.ca_file;
-    let length = std::fs::metadata(path).with_context(|| format!("could not read `ca_file` {}", path.display()))?.len();
+    let length = std::fs::metadata(path)
+        .with_context(|| format!("could not read `ca_file` {}", path.display()))?
+        .len();
     if length > CA_FILE_BYTES_MAX {
         bail!("`ca_file` {} is over {CA_FILE_BYTES_MAX} bytes", path.display());
     }
@@ -237,7 +241,9 @@ struct Counted {
 
 impl AsyncRead for Counted {
     fn poll_read(
-        mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>, buffer: &mut ReadBuf<'_>,
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
@@ -245,7 +251,9 @@ impl AsyncRead for Counted {
 
 impl AsyncWrite for Counted {
     fn poll_write(
-        mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>, bytes: &[u8],
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let count = ready!(Pin::new(&mut self.stream).poll_write(context, bytes))?;
         self.written += count as u64;

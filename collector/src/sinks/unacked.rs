@@ -36,9 +36,13 @@ impl Unacked {
     /// When the kernel or a sandbox has no such sockets.
     pub fn open() -> anyhow::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket =
-            rustix::net::socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(netlink::SOCK_DIAG))
-                .context("could not open a sock_diag socket")?;
+        let socket = rustix::net::socket_with(
+            AddressFamily::NETLINK,
+            SocketType::DGRAM,
+            flags,
+            Some(netlink::SOCK_DIAG),
+        )
+        .context("could not open a sock_diag socket")?;
         Ok(Self { socket })
     }
 
@@ -47,10 +51,12 @@ impl Unacked {
     /// # Errors
     /// When the kernel knows no such connection, or can't be asked.
     pub fn ask(&self, local: SocketAddr, peer: SocketAddr) -> anyhow::Result<u64> {
-        rustix::net::send(&self.socket, &request(local, peer), SendFlags::empty()).context("could not ask sock_diag")?;
+        rustix::net::send(&self.socket, &request(local, peer), SendFlags::empty())
+            .context("could not ask sock_diag")?;
         let mut answer = [0_u8; 1024];
         // The kernel answers within the send: the answer waits, or there is none.
-        let (count, _) = rustix::net::recv(&self.socket, &mut answer, RecvFlags::empty()).context("sock_diag gave no answer")?;
+        let (count, _) = rustix::net::recv(&self.socket, &mut answer, RecvFlags::empty())
+            .context("sock_diag gave no answer")?;
         parse(answer.get(..count).unwrap_or_default())
     }
 }
@@ -92,9 +98,14 @@ fn address(ip: IpAddr) -> [u8; 16] {
 fn parse(answer: &[u8]) -> anyhow::Result<u64> {
     let message_type = answer.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes);
     let state = answer.get(HEADER_BYTES + 1);
-    let queue = answer.get(WQUEUE_OFFSET..WQUEUE_OFFSET + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
+    let queue = answer
+        .get(WQUEUE_OFFSET..WQUEUE_OFFSET + 4)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(u32::from_ne_bytes);
     match (message_type, state, queue) {
-        (Some(SOCK_DIAG_BY_FAMILY), Some(state), Some(queue)) if STATES.contains(state) => Ok(u64::from(queue)),
+        (Some(SOCK_DIAG_BY_FAMILY), Some(state), Some(queue)) if STATES.contains(state) => {
+            Ok(u64::from(queue))
+        }
         _ => bail!("sock_diag knows no such connection"),
     }
 }
@@ -113,7 +124,8 @@ mod tests {
             let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (mut peer, _) = listener.accept().unwrap();
             let unacked = Unacked::open().unwrap();
-            let ask = |stream: &TcpStream| unacked.ask(stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+            let ask =
+                |stream: &TcpStream| unacked.ask(stream.local_addr().unwrap(), stream.peer_addr().unwrap());
             stream.set_nonblocking(true).unwrap();
             let mut written = 0_u64;
             while let Ok(count) = stream.write(&[b'x'; 65536]) {

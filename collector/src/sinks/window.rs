@@ -57,7 +57,9 @@ impl Window {
         for mark in self.marks.iter_mut().take_while(|mark| mark.end <= acknowledged) {
             mark.acknowledged.get_or_insert(now);
         }
-        let is_settled = |mark: &Mark| mark.acknowledged.is_some_and(|since| now.saturating_duration_since(since) >= SETTLE);
+        let is_settled = |mark: &Mark| {
+            mark.acknowledged.is_some_and(|since| now.saturating_duration_since(since) >= SETTLE)
+        };
         let mut last = None;
         while self.marks.front().is_some_and(is_settled) {
             last = self.marks.pop_front().map(|mark| mark.id);

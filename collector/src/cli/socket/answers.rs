@@ -77,10 +77,15 @@ impl Office {
     fn answer(&self, request: Request, lines: &Sender<Answer>) -> anyhow::Result<()> {
         match request {
             Request::Status => send(lines, &self.status()?),
-            Request::TokensCreate { for_s, label, address } => send(lines, &self.create(for_s, label, address)?),
+            Request::TokensCreate { for_s, label, address } => {
+                send(lines, &self.create(for_s, label, address)?)
+            }
             Request::TokensList => {
                 let now = unix_s_now();
-                self.identity.tokens()?.into_iter().try_for_each(|token| send(lines, &tokens::Row::new(token, now)))
+                self.identity
+                    .tokens()?
+                    .into_iter()
+                    .try_for_each(|token| send(lines, &tokens::Row::new(token, now)))
             }
             Request::TokensRevoke { id } => send(lines, &self.revoke(&id)?),
             Request::AgentsList => self.agents()?.iter().try_for_each(|agent| send(lines, agent)),
@@ -99,7 +104,12 @@ impl Office {
         }
     }
 
-    fn create(&self, for_s: u64, label: Option<String>, address: Option<String>) -> anyhow::Result<tokens::Created> {
+    fn create(
+        &self,
+        for_s: u64,
+        label: Option<String>,
+        address: Option<String>,
+    ) -> anyhow::Result<tokens::Created> {
         if label.as_ref().is_some_and(|label| label.len() > LABEL_BYTES_MAX) {
             bail!("the label is over {LABEL_BYTES_MAX} bytes; shorten it");
         }
@@ -117,7 +127,9 @@ impl Office {
         let is_revoked = self.identity.revoke_token(id)?;
         let known = self.identity.tokens()?.into_iter().find(|token| token.id == id);
         let Some(token) = known else {
-            return Err(Missing(format!("no token has the id {id:?}; `vidette tokens list` shows them")).into());
+            return Err(
+                Missing(format!("no token has the id {id:?}; `vidette tokens list` shows them")).into()
+            );
         };
         let row = tokens::Row::new(token, unix_s_now());
         if !is_revoked && row.state != "revoked" {
@@ -150,7 +162,10 @@ impl Office {
     fn found(&self, text: &str) -> anyhow::Result<Vec<AgentRecord>> {
         let found = self.identity.find(text)?;
         if found.is_empty() {
-            return Err(Missing(format!("no agent is or runs on {text:?}; `vidette agents list` shows them")).into());
+            return Err(Missing(format!(
+                "no agent is or runs on {text:?}; `vidette agents list` shows them"
+            ))
+            .into());
         }
         Ok(found)
     }
@@ -163,12 +178,17 @@ impl Office {
         } else {
             reader.one(id.parse::<EventId>()?)?
         };
-        found.ok_or_else(|| Missing(format!("no event {id} is stored; it may have been removed by its age")).into())
+        found.ok_or_else(|| {
+            Missing(format!("no event {id} is stored; it may have been removed by its age")).into()
+        })
     }
 
     /// The newest `limit` events, newest first, and whether there were no more.
     fn each(
-        &self, filter: &Filter, limit: u64, each: &mut dyn FnMut(&Stored) -> anyhow::Result<()>,
+        &self,
+        filter: &Filter,
+        limit: u64,
+        each: &mut dyn FnMut(&Stored) -> anyhow::Result<()>,
     ) -> anyhow::Result<bool> {
         let mut reader = self.store.reader()?;
         let (mut before, mut left) = (None, limit);
@@ -188,7 +208,8 @@ impl Office {
         let mut changed = self.store.changed();
         let mut after = *changed.borrow_and_update();
         let (filter, mut reader) =
-            tokio::task::spawn_blocking(move || anyhow::Ok((office.filter(query)?, office.store.reader()?))).await??;
+            tokio::task::spawn_blocking(move || anyhow::Ok((office.filter(query)?, office.store.reader()?)))
+                .await??;
         loop {
             let classes = filter.classes.clone();
             let (page, returned) = tokio::task::spawn_blocking(move || {
@@ -218,7 +239,8 @@ impl Office {
                 None => found,
             });
         }
-        let mut classes = query.classes.iter().map(|class| class.parse()).collect::<Result<Vec<Class>, _>>()?;
+        let mut classes =
+            query.classes.iter().map(|class| class.parse()).collect::<Result<Vec<Class>, _>>()?;
         if classes.is_empty() {
             classes = Class::ALL.to_vec();
         }
@@ -234,7 +256,8 @@ impl Office {
     }
 
     fn status(&self) -> anyhow::Result<status::Row> {
-        let agents: Vec<agents::Row> = self.agents()?.into_iter().filter(|agent| agent.state != "revoked").collect();
+        let agents: Vec<agents::Row> =
+            self.agents()?.into_iter().filter(|agent| agent.state != "revoked").collect();
         let count = |fits: fn(&agents::Row) -> bool| agents.iter().filter(|agent| fits(agent)).count() as u64;
         let (alerts_24h, alerts_24h_more) = self.alerts_of_a_day()?;
         Ok(status::Row {
@@ -255,15 +278,19 @@ impl Office {
     }
 
     fn alerts_of_a_day(&self) -> anyhow::Result<(Vec<(String, u64)>, bool)> {
-        let filter =
-            Filter { classes: vec![Class::Alert], since_unix_ns: Some(time::yesterday()), ..Filter::default() };
+        let filter = Filter {
+            classes: vec![Class::Alert],
+            since_unix_ns: Some(time::yesterday()),
+            ..Filter::default()
+        };
         let mut counts: BTreeMap<i32, u64> = BTreeMap::new();
         let mut count = |stored: &Stored| {
             *counts.entry(formats::decoded(stored).severity).or_default() += 1;
             Ok(())
         };
         let is_all = self.each(&filter, COUNTED_ALERTS_MAX, &mut count)?;
-        let name = |number: i32| formats::severity(wire::Severity::try_from(number).unwrap_or_default()).to_owned();
+        let name =
+            |number: i32| formats::severity(wire::Severity::try_from(number).unwrap_or_default()).to_owned();
         Ok((counts.into_iter().rev().map(|(number, count)| (name(number), count)).collect(), !is_all))
     }
 
@@ -314,7 +341,9 @@ fn row(stored: &Stored) -> Row {
 fn fits(filter: &Filter, stored: &Stored) -> bool {
     let event = formats::decoded(stored);
     let matched = |rule: &String| match &event.kind {
-        Some(wire::event::Kind::Detection(detection)) => detection.rules.iter().any(|found| found.name == *rule),
+        Some(wire::event::Kind::Detection(detection)) => {
+            detection.rules.iter().any(|found| found.name == *rule)
+        }
         _ => false,
     };
     filter.agents.as_ref().is_none_or(|agents| agents.contains(&stored.event.agent))

@@ -91,7 +91,9 @@ fn unreachable_server(socket: &Path, error: &std::io::Error) -> anyhow::Error {
             "no collector answers at {place}; start it with `vidette serve`, or name its state folder with --state"
         ),
         ErrorKind::PermissionDenied => {
-            anyhow::anyhow!("you may not open {place}; run this as root or as the user that runs `vidette serve`")
+            anyhow::anyhow!(
+                "you may not open {place}; run this as root or as the user that runs `vidette serve`"
+            )
         }
         _ => anyhow::anyhow!("could not connect to {place}: {error}"),
     }

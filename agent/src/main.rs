@@ -35,6 +35,8 @@ fn log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
 /// Whoever read our output has read enough (`vidette-agent watch / | head`).
 fn closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
     })
 }

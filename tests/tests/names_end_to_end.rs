@@ -41,7 +41,10 @@ fn hostile_names_pass_every_output_unharmed() {
     let lines = wait_for("the file", || {
         let text = fs::read(&file).unwrap_or_default();
         let records = json_lines(&text);
-        let detections = records.into_iter().filter(|record| record["event.dataset"] == "vidette.detection").collect::<Vec<_>>();
+        let detections = records
+            .into_iter()
+            .filter(|record| record["event.dataset"] == "vidette.detection")
+            .collect::<Vec<_>>();
         Ok((detections.len() >= written.len()).then_some((text, detections)))
     })
     .expect("the file holds them");
@@ -58,13 +61,20 @@ fn hostile_names_pass_every_output_unharmed() {
     }
     compare("syslog", &received, &written);
 
-    for command in [&["alerts", "list", "--limit", "1000"][..], &["events", "list", "--limit", "1000"], &["agents", "list"]] {
+    for command in [
+        &["alerts", "list", "--limit", "1000"][..],
+        &["events", "list", "--limit", "1000"],
+        &["agents", "list"],
+    ] {
         let output = collector.vidette(command).expect("called");
         assert!(output.status.success());
         no_control_bytes(&command.join(" "), &output.stdout);
         std::str::from_utf8(&output.stdout).expect("UTF-8 for the terminal");
     }
-    assert!(!Path::new("/tmp/vidette-executed").exists() && !watched.join("vidette-executed").exists(), "a name was executed");
+    assert!(
+        !Path::new("/tmp/vidette-executed").exists() && !watched.join("vidette-executed").exists(),
+        "a name was executed"
+    );
 }
 
 /// One EICAR file for each name that the file system takes; what it refuses was no name.
@@ -72,7 +82,8 @@ fn write_all(watched: &Path) -> Vec<Vec<u8>> {
     let mut written = Vec::new();
     for (what, name) in names() {
         let path = watched.join(OsStr::from_bytes(&name));
-        let inside = path.parent() == Some(watched) && path.file_name().is_some_and(|file| file.as_bytes() == name);
+        let inside =
+            path.parent() == Some(watched) && path.file_name().is_some_and(|file| file.as_bytes() == name);
         assert!(inside, "{what}: not the name of a file");
         fs::write(&path, samples::eicar()).unwrap_or_else(|error| panic!("{what}: {error}"));
         written.push(path.into_os_string().into_vec());
@@ -86,11 +97,14 @@ fn json_lines(text: &[u8]) -> Vec<Value> {
 
 /// Newlines end records; every other control byte is one that got through.
 fn no_control_bytes(what: &str, text: &[u8]) {
-    let text_bytes = text.iter().enumerate().find(|(_, byte)| (**byte < 0x20 && **byte != b'\n') || **byte == 0x7f);
+    let text_bytes =
+        text.iter().enumerate().find(|(_, byte)| (**byte < 0x20 && **byte != b'\n') || **byte == 0x7f);
     assert_eq!(text_bytes, None, "{what}: {}", String::from_utf8_lossy(text));
     for character in String::from_utf8_lossy(text).chars() {
         let number = character as u32;
-        let harmful = (0x80..0xa0).contains(&number) || (0x202a..=0x202e).contains(&number) || (0x2066..=0x2069).contains(&number);
+        let harmful = (0x80..0xa0).contains(&number)
+            || (0x202a..=0x202e).contains(&number)
+            || (0x2066..=0x2069).contains(&number);
         assert!(!harmful, "{what}: U+{number:04X} got through");
     }
 }

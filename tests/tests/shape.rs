@@ -27,19 +27,51 @@ const PLANTS: [Plant; 13] = [
     Plant { file: "scripts/x", text: "", heard: "`scripts` does not belong there" },
     Plant { file: "agent/src/util.rs", text: "//! X.\n", heard: "the name says nothing" },
     Plant { file: "agent/src/outbox/new.rs", text: "fn x() {}\n", heard: "does not start with `//!`" },
-    Plant { file: "agent/src/outbox/new.rs", text: "//! X.\nfn x() { unsafe { y() } }\n", heard: "unsafe outside" },
-    Plant { file: "agent/src/sys/new.rs", text: "//! X.\nfn x() { unsafe { y() } }\n", heard: "without a SAFETY line" },
-    Plant { file: "agent/src/detection/new.rs", text: "//! X.\nuse yara_x::Rules;\n", heard: "outside the worker" },
-    Plant { file: "agent/src/sensors/new.rs", text: "//! X.\nuse crate::outbox::Handle;\n", heard: "imports the later outbox" },
-    Plant { file: "collector/src/store/new.rs", text: "//! X.\nuse crate::sinks::X;\n", heard: "imports the later sinks" },
+    Plant {
+        file: "agent/src/outbox/new.rs",
+        text: "//! X.\nfn x() { unsafe { y() } }\n",
+        heard: "unsafe outside",
+    },
+    Plant {
+        file: "agent/src/sys/new.rs",
+        text: "//! X.\nfn x() { unsafe { y() } }\n",
+        heard: "without a SAFETY line",
+    },
+    Plant {
+        file: "agent/src/detection/new.rs",
+        text: "//! X.\nuse yara_x::Rules;\n",
+        heard: "outside the worker",
+    },
+    Plant {
+        file: "agent/src/sensors/new.rs",
+        text: "//! X.\nuse crate::outbox::Handle;\n",
+        heard: "imports the later outbox",
+    },
+    Plant {
+        file: "collector/src/store/new.rs",
+        text: "//! X.\nuse crate::sinks::X;\n",
+        heard: "imports the later sinks",
+    },
     Plant {
         file: "agent/src/cli/new.rs",
         text: "//! X.\nuse crate::sensors::A;\nuse crate::detection::B;\nuse crate::outbox::C;\nuse crate::transport::D;\n",
         heard: "sees all stages",
     },
-    Plant { file: "agent/src/outbox/new.rs", text: "//! X.\n#[cfg(target_os = \"linux\")]\nfn x() {}\n", heard: "names an operating system" },
-    Plant { file: "agent/Cargo.toml", text: "[dev-dependencies]\nvidette-collector = { workspace = true }\n", heard: "depends on vidette-collector" },
-    Plant { file: "shared/Cargo.toml", text: "[dev-dependencies]\ntokio = { workspace = true }\n", heard: "no serialization crate" },
+    Plant {
+        file: "agent/src/outbox/new.rs",
+        text: "//! X.\n#[cfg(target_os = \"linux\")]\nfn x() {}\n",
+        heard: "names an operating system",
+    },
+    Plant {
+        file: "agent/Cargo.toml",
+        text: "[dev-dependencies]\nvidette-collector = { workspace = true }\n",
+        heard: "depends on vidette-collector",
+    },
+    Plant {
+        file: "shared/Cargo.toml",
+        text: "[dev-dependencies]\ntokio = { workspace = true }\n",
+        heard: "no serialization crate",
+    },
     Plant { file: "agent/src/lib.rs", text: "//! X.\npub mod transport;\n", heard: "path order" },
 ];
 
@@ -52,10 +84,19 @@ fn every_rule_hears_a_planted_violation() {
         let path = copy.path().join(plant.file);
         let before = fs::read_to_string(&path).ok();
         fs::create_dir_all(path.parent().expect("a folder")).expect("made");
-        let kept = before.clone().unwrap_or_default().replace("[dev-dependencies]", "[old]").replace("pub mod transport;", "");
+        let kept = before
+            .clone()
+            .unwrap_or_default()
+            .replace("[dev-dependencies]", "[old]")
+            .replace("pub mod transport;", "");
         fs::write(&path, format!("{}{kept}", plant.text)).expect("planted");
         let found = check(copy.path()).expect("readable");
-        assert!(found.iter().any(|line| line.contains(plant.heard)), "{} in {}: {found:?}", plant.heard, plant.file);
+        assert!(
+            found.iter().any(|line| line.contains(plant.heard)),
+            "{} in {}: {found:?}",
+            plant.heard,
+            plant.file
+        );
         match before {
             Some(text) => fs::write(&path, text).expect("put back"),
             None => fs::remove_file(&path).expect("taken away"),

@@ -149,7 +149,9 @@ fn write_samples(watched: &Path, full: bool) -> anyhow::Result<Expected> {
     }
     samples::drop_and_run(&dropper)?;
     if !full {
-        println!("  (a file that is written, run and removed at once can be missed at this level: not expected)");
+        println!(
+            "  (a file that is written, run and removed at once can be missed at this level: not expected)"
+        );
     }
     fs::write(watched.join(CONTROL), samples::control())?;
     Ok(expected)
@@ -222,7 +224,8 @@ fn collect(follow: &mut Follow, expected: &Expected, show: bool) -> anyhow::Resu
     let end = Instant::now() + PATIENCE;
     while got.len() < expected.len() {
         let Some((path, alert)) = follow.next(end) else {
-            let missing: Vec<String> = expected.keys().filter(|path| !got.contains_key(*path)).map(shown).collect();
+            let missing: Vec<String> =
+                expected.keys().filter(|path| !got.contains_key(*path)).map(shown).collect();
             println!("  missing: {}", missing.join(", "));
             return Ok(got);
         };
@@ -242,7 +245,13 @@ fn collect(follow: &mut Follow, expected: &Expected, show: bool) -> anyhow::Resu
 
 fn line(alert: &Value, path: &Path) -> String {
     let text = |name: &str| terminal(alert[name].as_str().unwrap_or("-").as_bytes());
-    format!("{:<9} {:<28} {}  by {}", text("vidette.severity"), text("rule.name"), shown(path), text("process.executable"))
+    format!(
+        "{:<9} {:<28} {}  by {}",
+        text("vidette.severity"),
+        text("rule.name"),
+        shown(path),
+        text("process.executable")
+    )
 }
 
 fn shown(path: impl AsRef<Path>) -> String {
@@ -294,7 +303,8 @@ impl Summary {
     fn show(mut self, level: &str, full: bool) -> bool {
         self.latencies_ms.sort_by(f64::total_cmp);
         let arrived = self.latencies_ms.len();
-        let at = |part: f64| self.latencies_ms.get((arrived as f64 * part) as usize).or(self.latencies_ms.last());
+        let at =
+            |part: f64| self.latencies_ms.get((arrived as f64 * part) as usize).or(self.latencies_ms.last());
         let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         println!("\nSummary");
         println!("  samples with an alert    {arrived} of {}", self.expected);
@@ -306,10 +316,24 @@ impl Summary {
             at(0.50).copied().unwrap_or(f64::NAN),
             at(0.99).copied().unwrap_or(f64::NAN)
         );
-        println!("  memory                   agent {:.1} MiB, worker {:.1} MiB", mebibytes(self.agent_bytes), mebibytes(self.worker_bytes));
-        println!("  sensors                  {level}{}", if full { "" } else { " (run it as root to see everything)" });
+        println!(
+            "  memory                   agent {:.1} MiB, worker {:.1} MiB",
+            mebibytes(self.agent_bytes),
+            mebibytes(self.worker_bytes)
+        );
+        println!(
+            "  sensors                  {level}{}",
+            if full { "" } else { " (run it as root to see everything)" }
+        );
         let good = arrived == self.expected && self.unexpected == 0 && self.messages >= arrived;
-        println!("\n{}", if good { "Everything that was expected arrived." } else { "NOT everything that was expected arrived." });
+        println!(
+            "\n{}",
+            if good {
+                "Everything that was expected arrived."
+            } else {
+                "NOT everything that was expected arrived."
+            }
+        );
         good
     }
 }
@@ -327,7 +351,10 @@ fn keep(folder: tempfile::TempDir, mut collector: Collector, mut agent: Agent) {
     let folder = folder.keep();
     println!("\nBoth go on. Try:");
     println!("  {vidette} alerts list --state {collector_state}");
-    println!("  {vidette} alerts follow --state {collector_state}     (then write below {})", folder.join("host").display());
+    println!(
+        "  {vidette} alerts follow --state {collector_state}     (then write below {})",
+        folder.join("host").display()
+    );
     println!("  {vidette} status --state {collector_state}");
     println!("  {vidette_agent} status --state {agent_state}");
     println!("Stop them and clean up with:");

@@ -255,7 +255,10 @@ impl Identity {
             Some(record) if !record.revoked => {}
             Some(_) => return Err(refused(JoinRefusal::Revoked, "this agent was revoked")),
             None => {
-                return Err(refused(JoinRefusal::Revoked, "this agent is not registered here; join it again"));
+                return Err(refused(
+                    JoinRefusal::Revoked,
+                    "this agent is not registered here; join it again",
+                ));
             }
         }
         let issued = self.0.authority.issue(agent, &key, now_unix_s).map_err(not_issued)?;

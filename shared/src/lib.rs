@@ -15,6 +15,8 @@ pub mod check;
 pub mod batch;
 /// Messages on a stream.
 pub mod frame;
+/// The line that is pasted on a host to enrol it.
+pub mod join;
 /// Attacker's bytes made harmless, by format. The only place that does it.
 pub mod escape;
 /// An event as JSON with the field names of the Elastic Common Schema.
@@ -28,3 +30,10 @@ pub const ALPN: &[u8] = b"vidette/1";
 pub const ALPN_JOIN: &[u8] = b"vidette-join/1";
 /// The name in every collector's certificate, so that an address may change.
 pub const COLLECTOR_NAME: &str = "collector.vidette.internal";
+
+/// QUIC application close code (RFC 9000 section 20.2): all is said. Codes 1 to 15 are a `RefuseCode`.
+pub const CLOSE_DONE: u32 = 0;
+/// The collector closes one connection of an agent because the same agent has opened a newer one.
+pub const CLOSE_REPLACED: u32 = 16;
+/// The one who closes is being stopped or restarted. Connect again soon.
+pub const CLOSE_STOPPING: u32 = 17;

@@ -1,1 +1,4 @@
-//! Being written.
+//! The command line as typed.
+
+/// `vidette-agent join`.
+pub mod join;

@@ -1,0 +1,134 @@
+//! `vidette-agent join`: enrols this host with the line that `vidette tokens create` printed.
+//!
+//! The line comes by standard input or a file, never as an argument: arguments are visible to every user of the
+//! host. What it writes is read by `transport` at the next start, or within seconds by an agent that runs already.
+
+use crate::host::Host;
+use crate::transport::{self, Credentials};
+use anyhow::{Context, bail};
+use rustix::fs::{FileType, Mode, OFlags};
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use vidette_protocol::escape;
+use vidette_protocol::join::Invitation;
+
+/// What is read before it is no join line any more. Bytes.
+const INPUT_BYTES_MAX: u64 = 4096;
+/// Where the agent keeps its state when nobody says otherwise.
+const STATE_FOLDER: &str = "/var/lib/vidette-agent";
+
+/// Enrol this host with a collector.
+///
+/// On the collector, `vidette tokens create` prints one line. Paste it here as root. Its token is good for one
+/// host and one hour. The key is made on this host and never leaves it.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Folder of the agent's state.
+    #[arg(long, value_name = "DIR", default_value = STATE_FOLDER)]
+    pub state: PathBuf,
+    /// Read the join line from this file instead of standard input.
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Join even if this host has joined before: it becomes a new agent.
+    #[arg(long)]
+    pub again: bool,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs it: exit code 0 when the host is enrolled, 2 when not.
+#[must_use]
+pub fn run(arguments: &Arguments) -> ExitCode {
+    match try_run(arguments) {
+        Ok(credentials) => {
+            println!(
+                "{}",
+                if arguments.json { as_json(&credentials, arguments) } else { as_text(&credentials) }
+            );
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("vidette-agent: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn try_run(arguments: &Arguments) -> anyhow::Result<Credentials> {
+    let text = match &arguments.token_file {
+        Some(path) => read_file(path).with_context(|| format!("could not read {}", path.display()))?,
+        None => read_standard_input().context("could not read standard input")?,
+    };
+    let invitation: Invitation = invitation_in(&text).parse()?;
+    transport::join(&invitation, &Host::read(), &arguments.state, arguments.again)
+}
+
+fn read_standard_input() -> anyhow::Result<String> {
+    let input = std::io::stdin();
+    if input.is_terminal() {
+        eprintln!("Paste the line that `vidette tokens create` printed on the collector, then press Enter:");
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut input.lock().take(INPUT_BYTES_MAX), &mut line)?;
+        return Ok(line);
+    }
+    Ok(read_text(input.lock())?)
+}
+
+fn read_file(path: &Path) -> anyhow::Result<String> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
+        bail!("it is not a regular file");
+    }
+    Ok(read_text(std::fs::File::from(file))?)
+}
+
+fn read_text(input: impl Read) -> std::io::Result<String> {
+    let mut text = String::new();
+    input.take(INPUT_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The invitation itself, when the whole shell line around it was given.
+fn invitation_in(text: &str) -> &str {
+    let start = text.find("vidette://").unwrap_or(0);
+    let rest = text.get(start..).unwrap_or(text);
+    rest.split(|c: char| c.is_whitespace() || c == '\'' || c == '"').next().unwrap_or(rest)
+}
+
+fn as_text(credentials: &Credentials) -> String {
+    format!(
+        "Joined {} as agent {}.\nNext: start the agent with `systemctl enable --now vidette-agent`; if it runs already, \
+         it connects within seconds.\nThen look for this host with `vidette agents list` on the collector.",
+        credentials.collector, credentials.agent
+    )
+}
+
+fn as_json(credentials: &Credentials, arguments: &Arguments) -> String {
+    serde_json::json!({
+        "agent.id": credentials.agent.to_string(),
+        "collector": credentials.collector.to_string(),
+        "certificate_expires_unix_s": credentials.expires_unix_s,
+        "state": escape::terminal(arguments.state.as_os_str().as_encoded_bytes()),
+    })
+    .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_invitation_is_found_alone_or_in_its_shell_line() {
+        let one = "vidette://c:1/?pin=aa&token=BB";
+        for text in
+            [one.to_owned(), format!("{one}\n"), format!("  echo '{one}' | sudo vidette-agent join\n")]
+        {
+            assert_eq!(invitation_in(&text), one);
+        }
+        assert_eq!(invitation_in("nonsense"), "nonsense");
+        assert_eq!(invitation_in(""), "");
+    }
+}

@@ -1,0 +1,3 @@
+//! Vidette's tests across packages: each module carries a sentence.
+
+mod transport;

@@ -52,6 +52,8 @@ impl Follow {
             }
         };
         runtime.block_on(self.keep_trying());
+        // Not waiting for a name server that does not answer.
+        runtime.shutdown_background();
         self.board.change(|status| status.state = State::Stopped);
     }
 

@@ -295,7 +295,12 @@ impl Office {
     }
 
     fn figures(&self) -> BTreeMap<String, u64> {
-        BTreeMap::new()
+        let figures = self.store.figures();
+        BTreeMap::from([
+            ("events".to_owned(), figures.events),
+            ("bytes".to_owned(), figures.bytes),
+            ("wal_bytes".to_owned(), figures.wal_bytes),
+        ])
     }
 
     fn lasts(&self) -> BTreeMap<AgentId, agents::Last> {

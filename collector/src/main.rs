@@ -3,9 +3,13 @@
 use anyhow::Context;
 use clap::Parser;
 use std::process::ExitCode;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use vidette_collector::cli::{self, Arguments, Command};
 use vidette_collector::{pipeline, stop, telemetry};
+
+/// For blocking work that is still on its way when everything else has ended.
+const END_MAX: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
@@ -22,7 +26,7 @@ fn serve(options: &cli::serve::Options) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("could not start the collector's threads")?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let (stopper, stop) = stop::channel();
         let mut terminate = signal(SignalKind::terminate()).context("could not listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("could not listen for SIGINT")?;
@@ -35,5 +39,8 @@ fn serve(options: &cli::serve::Options) -> anyhow::Result<()> {
             stopper.stop();
         });
         Box::pin(pipeline::run(config, stop)).await
-    })
+    });
+    // A sink's thread may still wait for a name server; its cursor is safe.
+    runtime.shutdown_timeout(END_MAX);
+    result
 }

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! State folder (0700): `lock`, `identity/`, `store/`, `cursors/`, `vidette.sock`, and the default sink's
-//! `alerts.jsonl`. Start: lock, identity, store, sinks, ingest, socket — so that nothing is accepted that could not
-//! be stored and nobody is told to join a collector that can't listen. End: ingest first, so that nothing new comes;
+//! `alerts.jsonl`. Start: lock, socket, identity, store, ingest, sinks, and then commands are answered — so that nothing
+//! is accepted that could not be stored and nobody is told to join a collector that can't listen. End: ingest first, so that nothing new comes;
 //! then the sinks, each with its grace time; then the store, which has committed all that was acknowledged.
 
 use crate::cli::output;
@@ -40,15 +40,18 @@ pub async fn run(config: Config, mut stop: Stop) -> anyhow::Result<()> {
     let started = Instant::now();
     prepare(&config.state)?;
     let _lock = lock(&config.state)?;
+    // Bound before anything runs, so that what prevents a start is said before anything has to be ended.
+    let socket = server::bind(&socket_path(&config.state))?;
     let identity = Identity::open(&config.state.join("identity"))?;
     let store = store::open(store::Config {
         folder: config.state.join("store"),
         retention_days: config.retention_days,
     })?;
-    let (sinks_stopper, sinks_stop) = stop::channel();
-    let sinks = Sinks::start(&config.sinks, &config.state.join("cursors"), &store.handle(), &sinks_stop)?;
     let fleet = Fleet::default();
     let ingest = listen(config.listen, &identity, &store.handle(), &fleet)?;
+    let advertise = advertised(&config, ingest.address())?;
+    let (sinks_stopper, sinks_stop) = stop::channel();
+    let sinks = Sinks::start(&config.sinks, &config.state.join("cursors"), &store.handle(), &sinks_stop)?;
     let office = Office {
         identity,
         store: store.handle(),
@@ -56,10 +59,9 @@ pub async fn run(config: Config, mut stop: Stop) -> anyhow::Result<()> {
         sinks: sinks.overview(),
         started,
         listen: ingest.address(),
-        advertise: advertised(&config, ingest.address())?,
+        advertise,
     };
     let (socket_stopper, socket_stop) = stop::channel();
-    let socket = server::bind(&socket_path(&config.state))?;
     announce(&config, &office);
     let commands = tokio::spawn(server::serve(socket, office, socket_stop));
 
@@ -137,7 +139,7 @@ fn listen(
     fleet: &Fleet,
 ) -> anyhow::Result<Ingest> {
     let start = |listen: SocketAddr| {
-        ingest::start(ingest::Config { listen }, identity.clone(), store.clone(), fleet.clone())
+        ingest::start(&ingest::Config::new(listen), identity.clone(), store.clone(), fleet.clone())
     };
     let first = wanted.unwrap_or_else(|| (Ipv6Addr::UNSPECIFIED, PORT_DEFAULT).into());
     let result = match start(first) {
@@ -162,8 +164,12 @@ fn listen(
 }
 
 fn is_taken(error: &anyhow::Error) -> bool {
-    let of_kind = |cause: &std::io::Error| cause.kind() == std::io::ErrorKind::AddrInUse;
-    error.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(of_kind))
+    let taken = rustix::io::Errno::ADDRINUSE;
+    error.chain().any(|cause| {
+        cause.downcast_ref::<rustix::io::Errno>() == Some(&taken)
+            || cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error)
+                == Some(taken.raw_os_error())
+    })
 }
 
 /// What join lines say: as configured, else this host's name, else the address listened on.

@@ -2,10 +2,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod stored;
+
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+use stored::Events;
+use vidette_collector::cli::socket::{answers::Office, server, socket_path};
+use vidette_collector::identity::Identity;
+use vidette_collector::ingest::Fleet;
+use vidette_collector::sinks::Overview;
+use vidette_collector::stop;
 
 /// A running collector; killed when the test ends.
 struct Served {
@@ -188,4 +197,137 @@ fn a_reader_that_has_enough_ends_a_command_quietly() {
     drop(process.stdout.take());
     let output = process.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0));
+}
+
+/// The admin socket over a store that the test fills itself.
+struct Answering {
+    folder: tempfile::TempDir,
+    events: Events,
+    _stopper: stop::Stopper,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Answering {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let events = Events::new(&folder.path().join("store"));
+        let office = Office {
+            identity: Identity::open(&folder.path().join("identity")).unwrap(),
+            store: events.handle(),
+            fleet: Fleet::default(),
+            sinks: Overview::default(),
+            started: Instant::now(),
+            listen: "127.0.0.1:7441".parse().unwrap(),
+            advertise: "localhost:7441".parse().unwrap(),
+        };
+        let (stopper, stop) = stop::channel();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let listener = {
+            let _guard = runtime.enter();
+            server::bind(&socket_path(folder.path())).unwrap()
+        };
+        runtime.spawn(server::serve(listener, office, stop));
+        Self { folder, events, _stopper: stopper, _runtime: runtime }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vidette"));
+        command.args(arguments).arg("--socket").arg(socket_path(self.folder.path()));
+        command
+    }
+
+    fn out(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+#[test]
+fn alerts_are_listed_filtered_and_shown_without_a_control_byte() {
+    let answering = Answering::start();
+    answering.events.append(7);
+    let table = answering.out(&["alerts", "list"]);
+    assert_eq!(table.lines().count(), 8, "a heading and a line for each: {table}");
+    let shown = answering.out(&["alerts", "show", "3"]);
+    for text in [&table, &shown] {
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+    }
+    let json = answering.out(&["alerts", "list", "--json"]);
+    assert_eq!(json.lines().count(), 7);
+    assert!(json.is_ascii());
+    let last: Value = serde_json::from_str(json.lines().last().unwrap()).unwrap();
+    assert!(last.is_object());
+    let numbers: Vec<&str> =
+        table.lines().skip(1).map(|line| line.split_whitespace().next().unwrap()).collect();
+    assert_eq!(numbers, ["7", "6", "5", "4", "3", "2", "1"], "newest first");
+    let by_id = answering.out(&["alerts", "show", &answering.events.id(3), "--json"]);
+    assert_eq!(by_id, answering.out(&["alerts", "show", "#3", "--json"]));
+    let counts = [
+        (&["--limit", "2"][..], 2),
+        (&["--rule", "EICAR"], 7),
+        (&["--rule", "other"], 0),
+        (&["--severity", "high"], 7),
+        (&["--severity", "critical"], 0),
+        (&["--kind", "gap"], 0),
+        (&["--kind", "gap", "--kind", "detection"], 7),
+        (&["--until", "2001-01-01"], 0),
+    ];
+    for (filters, expected) in counts {
+        let arguments: Vec<&str> = ["alerts", "list", "--json"].iter().chain(filters).copied().collect();
+        assert_eq!(answering.out(&arguments).lines().count(), expected, "{filters:?}");
+    }
+}
+
+#[test]
+fn following_shows_what_is_stored_from_then_on() {
+    let answering = Answering::start();
+    answering.events.append(2);
+    let mut followers: Vec<Child> = [&["--json"][..], &[], &["--rule", "other"]]
+        .iter()
+        .map(|more| {
+            let arguments: Vec<&str> = ["alerts", "follow"].iter().chain(*more).copied().collect();
+            answering.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    // Nothing says that a follower has begun: events keep coming until each has seen one.
+    let mut first = Vec::new();
+    for follower in followers.iter_mut().take(2) {
+        let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(lines.next().unwrap().unwrap()));
+        let until = Instant::now() + Duration::from_secs(30);
+        first.push(loop {
+            answering.events.append(1);
+            if let Ok(line) = receiver.recv_timeout(Duration::from_millis(50)) {
+                break line;
+            }
+            assert!(Instant::now() < until, "a follower has seen nothing");
+        });
+    }
+    assert!(serde_json::from_str::<Value>(&first[0]).unwrap().is_object());
+    assert!(first[1].contains("EICAR") && !first[1].chars().any(char::is_control), "{first:?}");
+    let mut other = followers.pop().unwrap();
+    other.kill().unwrap();
+    assert!(other.wait_with_output().unwrap().stdout.is_empty(), "the filter holds");
+    for mut follower in followers {
+        let _ = follower.kill();
+        let _ = follower.wait();
+    }
+}
+
+#[test]
+fn a_collector_that_goes_away_ends_a_follower_with_an_error() {
+    let answering = Answering::start();
+    let follower = answering
+        .command(&["alerts", "follow"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    drop(answering);
+    let output = follower.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(!output.stderr.is_empty());
 }

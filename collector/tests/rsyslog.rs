@@ -7,7 +7,6 @@
 
 #[path = "rsyslog/receiver.rs"]
 mod receiver;
-#[path = "rsyslog/stored.rs"]
 mod stored;
 
 use receiver::Receiver;

@@ -1,4 +1,8 @@
-//! One test binary; each module says what it shows.
+//! The one top-level test binary. Each module says what it shows.
 #![allow(clippy::unwrap_used)]
 
+mod bad_input;
+mod crash;
 mod hostile_names;
+mod names_end_to_end;
+mod shape;

@@ -3,9 +3,11 @@
 use super::socket::Request;
 use super::socket::client::{ask_all, ask_one};
 use super::{Common, output, time};
+use crate::ingest::Member;
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use vidette_protocol::wire;
 
 /// An agent that is not connected and was not seen for so long is silent. Seconds.
 pub const SILENT_AFTER_S: i64 = 300;
@@ -56,27 +58,73 @@ pub struct Row {
     pub last_seen_unix_s: i64,
     /// Unix seconds.
     pub certificate_expires_unix_s: i64,
-    /// While it is connected.
-    pub connection: Option<Connection>,
+    /// What its last connection to this run of the collector said; `None` when there was none.
+    pub last: Option<Last>,
 }
 
-/// What is known of an agent while it is connected.
+/// What is known of an agent from its last connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Connection {
-    /// IP address and port.
-    pub address: String,
-    /// Unix seconds.
-    pub since_unix_s: i64,
+pub struct Last {
+    /// Where it came from: IP address and port.
+    pub address: Option<String>,
+    /// Since when it is connected, Unix seconds; `None` when it is not.
+    pub connected_unix_s: Option<i64>,
+    /// When and why it was refused.
+    pub refused: Option<String>,
+    /// Connections since the collector started.
+    pub connections: u64,
+    /// Of them, how many ended because the same agent opened another: a changed network, or a clone.
+    pub replaced: u64,
+    /// Events committed from it.
+    pub events: u64,
     /// Events that wait on the host.
     pub waiting_events: Option<u64>,
     /// Age of the oldest of them. Milliseconds.
     pub oldest_event_age_ms: Option<u64>,
     /// The agent's memory. Bytes.
     pub memory_bytes: Option<u64>,
-    /// What it says of its parts: name and state.
+    /// What it says of its parts: name, state and message.
     pub health: Vec<String>,
     /// What it counts.
     pub counters: BTreeMap<String, u64>,
+}
+
+impl Last {
+    /// From what the fleet remembers.
+    #[must_use]
+    pub fn new(member: &Member) -> Self {
+        let status = member.status.as_ref();
+        let refused = member.refused.as_ref().map(|(when, code, reason)| {
+            format!("{}: {} ({code:?})", time::show(when.saturating_mul(1_000_000_000)), output::safe(reason))
+        });
+        Self {
+            address: member.address.map(|address| address.to_string()),
+            connected_unix_s: member.connected_unix_s,
+            refused,
+            connections: member.connections,
+            replaced: member.replaced,
+            events: member.events,
+            waiting_events: status.map(|status| status.outbox_events),
+            oldest_event_age_ms: status.map(|status| status.oldest_event_age_ms),
+            memory_bytes: status.map(|status| status.memory_bytes),
+            health: status.map_or_else(Vec::new, |status| status.health.iter().map(health).collect()),
+            counters: status.map_or_else(BTreeMap::new, |status| {
+                status.counters.iter().map(|counter| (output::safe(&counter.name), counter.value)).collect()
+            }),
+        }
+    }
+}
+
+fn health(health: &wire::Health) -> String {
+    let state = match health.state() {
+        wire::HealthState::Unspecified => "unknown",
+        wire::HealthState::Ok => "ok",
+        wire::HealthState::Degraded => "degraded",
+        wire::HealthState::Failed => "failed",
+    };
+    format!("{} {state} {}", output::safe(&health.component), output::safe(&health.message))
+        .trim_end()
+        .to_owned()
 }
 
 /// Runs one.
@@ -108,7 +156,7 @@ fn list(common: &Common) -> anyhow::Result<()> {
 }
 
 fn cells(row: Row) -> Vec<String> {
-    let waiting = row.connection.as_ref().and_then(|connection| connection.waiting_events);
+    let waiting = row.last.as_ref().and_then(|last| last.waiting_events);
     vec![
         row.id.get(..8).unwrap_or(&row.id).to_owned(),
         row.host,
@@ -135,26 +183,51 @@ fn show(row: Row) -> anyhow::Result<()> {
         ("last seen", ago(row.last_seen_unix_s)),
         ("certificate ends", ago(row.certificate_expires_unix_s)),
     ];
-    if let Some(connection) = row.connection {
-        lines.push(("address", connection.address));
-        lines.push(("connected", ago(connection.since_unix_s)));
-        if let Some(waiting) = connection.waiting_events {
-            lines.push(("events waiting", waiting.to_string()));
-        }
-        if let Some(age_ms) = connection.oldest_event_age_ms {
-            lines.push(("oldest of them", time::length(i64::try_from(age_ms / 1000).unwrap_or(i64::MAX))));
-        }
-        if let Some(bytes) = connection.memory_bytes {
-            lines.push(("memory", format!("{} MiB", bytes >> 20)));
-        }
-        lines.extend(connection.health.into_iter().map(|health| ("health", health)));
-        lines.extend(
-            connection.counters.into_iter().map(|(name, value)| ("counter", format!("{name} {value}"))),
-        );
+    if let Some(last) = row.last {
+        lines.extend(last.address.map(|address| ("address", address)));
+        lines.extend(last.connected_unix_s.map(|since| ("connected", ago(since))));
+        lines.extend(last.refused.map(|why| ("refused", why)));
+        lines.push((
+            "connections",
+            format!("{}, of them {} replaced by another of the same agent", last.connections, last.replaced),
+        ));
+        lines.push(("events stored", last.events.to_string()));
+        lines.extend(last.waiting_events.map(|count| ("events waiting", count.to_string())));
+        let age = |age_ms: u64| time::length(i64::try_from(age_ms / 1000).unwrap_or(i64::MAX));
+        lines.extend(last.oldest_event_age_ms.map(|age_ms| ("oldest of them", age(age_ms))));
+        lines.extend(last.memory_bytes.map(|bytes| ("memory", format!("{} MiB", bytes >> 20))));
+        lines.extend(last.health.into_iter().map(|health| ("health", health)));
+        lines.extend(last.counters.into_iter().map(|(name, value)| ("counter", format!("{name} {value}"))));
     }
     output::list(&lines)
 }
 
 fn ago(unix_s: i64) -> String {
     if unix_s == 0 { "-".into() } else { time::ago(unix_s.saturating_mul(1_000_000_000)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_agent_says_of_itself_is_harmless_on_a_terminal() {
+        let evil = "a\u{1b}[2J\n".to_owned();
+        let health = wire::Health { component: evil.clone(), state: 2, message: evil.clone() };
+        let counter = wire::Counter { name: evil.clone(), value: 1 };
+        let status = wire::Status {
+            health: vec![health],
+            counters: vec![counter],
+            outbox_events: 7,
+            ..Default::default()
+        };
+        let refused = Some((0, wire::RefuseCode::Misbehaved, evil));
+        let last = Last::new(&Member { status: Some(status), refused, ..Default::default() });
+        assert_eq!(last.waiting_events, Some(7));
+        let texts = last.health.iter().chain(last.counters.keys()).chain(&last.refused);
+        assert_eq!(texts.clone().count(), 3);
+        for text in texts {
+            assert!(!text.chars().any(char::is_control), "{text:?}");
+        }
+    }
 }

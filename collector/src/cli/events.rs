@@ -175,7 +175,7 @@ fn list(query: Query, span: &SpanOptions, common: &Common) -> anyhow::Result<()>
     let mut answers = ask(&common.socket(), &Request::Events { query, limit: span.limit })?;
     let mut count = 0;
     let mut rows = Vec::new();
-    while let Some(row) = answers.next::<Row>()? {
+    while let Some(row) = answers.read_row::<Row>()? {
         count += 1;
         if common.json {
             output::line(&ecs::line(&row.record))?;
@@ -209,7 +209,7 @@ fn follow(query: Query, common: &Common) -> anyhow::Result<()> {
     if output::is_for_a_person() {
         output::hint("waiting for alerts; ^C ends this");
     }
-    while let Some(row) = answers.next::<Row>()? {
+    while let Some(row) = answers.read_row::<Row>()? {
         if common.json {
             output::line(&ecs::line(&row.record))?;
             continue;

@@ -75,8 +75,9 @@ impl Authority {
                 anyhow::anyhow!("{CA_FILE} is damaged ({error}); delete it, it is made again")
             })?,
             None => {
-                let made =
-                    ca_params(now_unix_s).self_signed(&key).context("could not make the CA's certificate")?;
+                let made = ca_params(&key, now_unix_s)
+                    .self_signed(&key)
+                    .context("could not make the CA's certificate")?;
                 vault.write(CA_FILE, made.pem().as_bytes())?;
                 made.der().clone()
             }
@@ -221,10 +222,14 @@ fn read_key(pem: &[u8]) -> anyhow::Result<KeyPair> {
     Ok(KeyPair::from_pkcs8_pem_and_sign_algo(text, &PKCS_ECDSA_P256_SHA256)?)
 }
 
-fn ca_params(now_unix_s: i64) -> CertificateParams {
+/// The name holds a part of the pin: two CAs of one name can't be told apart by a verifier, which then speaks of a
+/// wrong signature instead of an unknown CA.
+fn ca_params(key: &KeyPair, now_unix_s: i64) -> CertificateParams {
+    let pin = digest(&key.subject_public_key_info());
+    let name = format!("Vidette CA {}", data_encoding::HEXLOWER.encode(&pin[..8]));
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, "Vidette CA");
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     set_life(&mut params, now_unix_s, CA_LIFE_S);

@@ -9,10 +9,11 @@ use super::{Board, State};
 use crate::config::{self, Output, Sink};
 use crate::stop::Stop;
 use crate::store::{Handle, Reader, Stored};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 /// Events read at a time: with the largest events 32 MiB.
 const PAGE_EVENTS_MAX: usize = 128;
@@ -51,6 +52,8 @@ impl Follow {
             }
         };
         runtime.block_on(self.keep_trying());
+        // Not waiting for a name server that does not answer.
+        runtime.shutdown_background();
         self.board.change(|status| status.state = State::Stopped);
     }
 
@@ -71,12 +74,12 @@ impl Follow {
 
     async fn attempt(&mut self) -> anyhow::Result<()> {
         match self.sink.output.clone() {
-            Output::Jsonl(config) => self.into_file(&config).await,
-            Output::Syslog(config) => self.to_receiver(&config).await,
+            Output::Jsonl(config) => self.write_file(&config).await,
+            Output::Syslog(config) => self.feed_receiver(&config).await,
         }
     }
 
-    async fn into_file(&mut self, config: &config::Jsonl) -> anyhow::Result<()> {
+    async fn write_file(&mut self, config: &config::Jsonl) -> anyhow::Result<()> {
         let mut file = Jsonl::open(config, self.cursor_file()?)?;
         let mut pages = Pages::open(self, file.position())?;
         self.running(file.position());
@@ -98,7 +101,7 @@ impl Follow {
         }
     }
 
-    async fn to_receiver(&mut self, config: &config::Syslog) -> anyhow::Result<()> {
+    async fn feed_receiver(&mut self, config: &config::Syslog) -> anyhow::Result<()> {
         let cursor = self.cursor_file()?;
         let position = cursor.load()?.unwrap_or_default().id;
         let mut pages = Pages::open(self, position)?;
@@ -127,10 +130,14 @@ impl Follow {
             }
             let records: Vec<Record> =
                 page.iter().map(|stored| formats::syslog(stored, config.facility)).collect();
-            tokio::select! {
-                biased;
-                () = stop.wait() => break,
-                put = connection.put(&records) => put?,
+            {
+                // A message is not cut off in the middle because the collector ends: it gets its grace time.
+                let mut put = std::pin::pin!(connection.put(&records));
+                tokio::select! {
+                    biased;
+                    put = &mut put => put?,
+                    () = stop.wait() => timeout(GRACE_MAX, put).await.context("the receiver took nothing while stopping")??,
+                }
             }
             self.board.change(|status| status.sent += page.len() as u64);
         }
@@ -195,6 +202,15 @@ impl Pages {
     fn open(follow: &Follow, after: u64) -> anyhow::Result<Self> {
         let changed = follow.store.changed();
         let reader = follow.store.reader().context("could not open the store for reading")?;
+        let newest = *changed.borrow();
+        if after > newest {
+            // A store that was replaced counts from 1 again: going on would leave out its first events silently.
+            bail!(
+                "the cursor stands at event {after}, but the newest stored is {newest}: it belongs to another store; \
+                 delete {} to send everything that this one holds",
+                follow.folder.join(&follow.sink.name).display()
+            );
+        }
         Ok(Self { reader, changed, sink: follow.sink.clone(), after })
     }
 
@@ -214,7 +230,7 @@ impl Pages {
 
     /// Waits for news. Safe to drop and call again.
     async fn more(&mut self) {
-        match tokio::time::timeout(IDLE_MAX, self.changed.changed()).await {
+        match timeout(IDLE_MAX, self.changed.changed()).await {
             Ok(Ok(())) | Err(_) => {}
             // The store is gone: the program is ending.
             Ok(Err(_)) => tokio::time::sleep(IDLE_MAX).await,

@@ -140,10 +140,10 @@ impl Office {
     }
 
     fn agents(&self) -> anyhow::Result<Vec<agents::Row>> {
-        let connections = self.connections();
+        let lasts = self.lasts();
         let row = |record: AgentRecord| {
-            let connection = connections.get(&record.id).cloned();
-            agent_row(record, connection)
+            let last = lasts.get(&record.id).cloned();
+            agent_row(record, last)
         };
         Ok(self.identity.agents()?.into_iter().map(row).collect())
     }
@@ -155,8 +155,8 @@ impl Office {
             bail!("{} agents fit {text:?}: {}; name one by its id", ids.len(), ids.join(", "));
         }
         let Some(record) = found.pop() else { bail!("no agent fits {text:?}") };
-        let connection = self.connections().remove(&record.id);
-        Ok(agent_row(record, connection))
+        let last = self.fleet.member(record.id).as_ref().map(agents::Last::new);
+        Ok(agent_row(record, last))
     }
 
     fn found(&self, text: &str) -> anyhow::Result<Vec<AgentRecord>> {
@@ -295,21 +295,27 @@ impl Office {
     }
 
     fn figures(&self) -> BTreeMap<String, u64> {
-        BTreeMap::new()
+        let figures = self.store.figures();
+        BTreeMap::from([
+            ("events".to_owned(), figures.events),
+            ("bytes".to_owned(), figures.bytes),
+            ("wal_bytes".to_owned(), figures.wal_bytes),
+        ])
     }
 
-    fn connections(&self) -> BTreeMap<AgentId, agents::Connection> {
-        BTreeMap::new()
+    fn lasts(&self) -> BTreeMap<AgentId, agents::Last> {
+        self.fleet.snapshot().iter().map(|(agent, member)| (*agent, agents::Last::new(member))).collect()
     }
 }
 
-fn agent_row(record: AgentRecord, connection: Option<agents::Connection>) -> agents::Row {
+fn agent_row(record: AgentRecord, last: Option<agents::Last>) -> agents::Row {
     let is_silent = unix_s_now().saturating_sub(record.last_seen_unix_s) > agents::SILENT_AFTER_S;
-    let state = match (record.revoked, &connection) {
+    let is_connected = last.as_ref().is_some_and(|last| last.connected_unix_s.is_some());
+    let state = match (record.revoked, is_connected) {
         (true, _) => "revoked",
-        (false, Some(_)) => "connected",
-        (false, None) if is_silent => "silent",
-        (false, None) => "away",
+        (false, true) => "connected",
+        (false, false) if is_silent => "silent",
+        (false, false) => "away",
     };
     let sensors = match wire::SensorLevel::try_from(record.level).unwrap_or_default() {
         wire::SensorLevel::Unspecified => "unknown",
@@ -328,7 +334,7 @@ fn agent_row(record: AgentRecord, connection: Option<agents::Connection>) -> age
         joined_unix_s: record.joined_unix_s,
         last_seen_unix_s: record.last_seen_unix_s,
         certificate_expires_unix_s: record.certificate_expires_unix_s,
-        connection,
+        last,
     }
 }
 
@@ -371,4 +377,36 @@ fn to_line<T: Serialize>(row: &T) -> anyhow::Result<Answer> {
 
 fn send<T: Serialize>(lines: &Sender<Answer>, row: &T) -> anyhow::Result<()> {
     lines.blocking_send(to_line(row)?).ok().context("the asker is gone")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message;
+
+    #[test]
+    fn a_follower_sees_what_a_list_would_show() {
+        let rules = vec![wire::RuleMatch { name: "EICAR".into(), ..Default::default() }];
+        let kind = wire::event::Kind::Detection(wire::Detection { rules, ..Default::default() });
+        let event =
+            wire::Event { severity: wire::Severity::Medium as i32, kind: Some(kind), ..Default::default() };
+        let agent = AgentId([1; 16]);
+        let id = EventId { agent, epoch: 1, class: Class::Alert, seq: 1 };
+        let stored = Stored { id: 1, event: id, received_unix_ns: 0, body: event.encode_to_vec() };
+        let all = Filter { classes: vec![Class::Alert], ..Filter::default() };
+        let table = [
+            (all.clone(), true),
+            (Filter { agents: Some(vec![agent]), ..all.clone() }, true),
+            (Filter { agents: Some(Vec::new()), ..all.clone() }, false),
+            (Filter { kinds: vec!["gap".into(), "detection".into()], ..all.clone() }, true),
+            (Filter { kinds: vec!["gap".into()], ..all.clone() }, false),
+            (Filter { severity_min: Some(wire::Severity::Medium), ..all.clone() }, true),
+            (Filter { severity_min: Some(wire::Severity::High), ..all.clone() }, false),
+            (Filter { rule: Some("EICAR".into()), ..all.clone() }, true),
+            (Filter { rule: Some("eicar".into()), ..all }, false),
+        ];
+        for (filter, expected) in table {
+            assert_eq!(fits(&filter, &stored), expected, "{filter:?}");
+        }
+    }
 }

@@ -46,7 +46,7 @@ pub fn ask(socket: &Path, request: &Request) -> anyhow::Result<Answers> {
 /// # Errors
 /// As [`ask`], [`NotFound`], and what the server says.
 pub fn ask_one<T: DeserializeOwned>(socket: &Path, request: &Request) -> anyhow::Result<T> {
-    ask(socket, request)?.next()?.context("the collector answered nothing; are both of the same version?")
+    ask(socket, request)?.read_row()?.context("the collector answered nothing; are both of the same version?")
 }
 
 /// Asks for all rows of a short list.
@@ -56,7 +56,7 @@ pub fn ask_one<T: DeserializeOwned>(socket: &Path, request: &Request) -> anyhow:
 pub fn ask_all<T: DeserializeOwned>(socket: &Path, request: &Request) -> anyhow::Result<Vec<T>> {
     let mut answers = ask(socket, request)?;
     let mut rows = Vec::new();
-    while let Some(row) = answers.next()? {
+    while let Some(row) = answers.read_row()? {
         rows.push(row);
     }
     Ok(rows)
@@ -67,7 +67,7 @@ impl Answers {
     ///
     /// # Errors
     /// [`NotFound`], what the server says, or a connection that broke.
-    pub fn next<T: DeserializeOwned>(&mut self) -> anyhow::Result<Option<T>> {
+    pub fn read_row<T: DeserializeOwned>(&mut self) -> anyhow::Result<Option<T>> {
         let mut line = Vec::new();
         let read = (&mut self.0).take(ANSWER_BYTES_MAX as u64).read_until(b'\n', &mut line);
         read.context("the collector did not answer in time; look at its log")?;

@@ -15,23 +15,38 @@ impl Events {
         let store = store::open(store::Config { folder: folder.to_owned(), retention_days: None }).unwrap();
         Self { store }
     }
+    /// To read, follow and append.
     pub(crate) fn handle(&self) -> Handle {
         self.store.handle()
     }
     pub(crate) fn id(&self, seq: u64) -> String {
         EventId { agent: AgentId([5; 16]), epoch: 1, class: Class::Alert, seq }.to_string()
     }
+    /// Detections on `web-1`, severity high.
     pub(crate) fn append(&self, count: u64) {
-        for _ in 0..count {
-            self.store.handle().stub_append(Class::Alert, detection());
+        self.append_all((0..count).map(|_| detection()).collect());
+    }
+
+    /// Alerts of one agent, numbered on.
+    pub(crate) fn append_all(&self, bodies: Vec<Vec<u8>>) {
+        for body in bodies {
+            self.store.handle().stub_append(Class::Alert, body);
         }
     }
 }
 
+/// A path with everything that could break a line, a table, a terminal or a parser.
+pub(crate) const EVIL: &[u8] = b"/tmp/a\nb\xff\"]\\ \x1b[2J\t<14>1 - - - - - -";
+
 fn detection() -> Vec<u8> {
-    let file = wire::File { path: b"/tmp/a\nb\xff\"]\\ \x1b[2J".to_vec(), ..Default::default() };
-    let detection =
-        wire::Detection { verdict: wire::Verdict::Matched as i32, file: Some(file), ..Default::default() };
+    let rules = vec![wire::RuleMatch { name: "EICAR".into(), ..Default::default() }];
+    let file = wire::File { path: EVIL.to_vec(), ..Default::default() };
+    let detection = wire::Detection {
+        verdict: wire::Verdict::Matched as i32,
+        file: Some(file),
+        rules,
+        ..Default::default()
+    };
     let event = wire::Event {
         time_unix_ns: 1_700_000_000_000_000_000,
         host_name: b"web-1".to_vec(),

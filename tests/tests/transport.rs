@@ -1,0 +1,243 @@
+//! A host joins over real QUIC, and whoever may not is told why. Agent and collector run in this process, on loopback.
+#![allow(clippy::unwrap_used)]
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use vidette_agent::host::Host;
+use vidette_agent::transport::{self, Credentials};
+use vidette_collector::identity::{Identity, TOKEN_TTL_DEFAULT, unix_s_now};
+use vidette_collector::ingest::{self, Fleet, Ingest};
+use vidette_collector::store;
+use vidette_protocol::id::AgentId;
+use vidette_protocol::join::{Address, Invitation, Secret};
+use vidette_protocol::{ALPN, ALPN_JOIN, COLLECTOR_NAME, wire};
+
+/// A collector on a port of its own, in a folder that vanishes.
+struct Collector {
+    folder: tempfile::TempDir,
+    identity: Identity,
+    fleet: Fleet,
+    ingest: Option<Ingest>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Collector {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let identity = Identity::open(&folder.path().join("identity")).unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let mut collector = Self { folder, identity, fleet: Fleet::new(), ingest: None, runtime };
+        collector.listen((Ipv4Addr::LOCALHOST, 0).into());
+        collector
+    }
+
+    fn listen(&mut self, address: SocketAddr) {
+        let _in = self.runtime.enter();
+        let config = ingest::Config::new(address);
+        self.ingest =
+            Some(ingest::start(&config, self.identity.clone(), store::Handle, self.fleet.clone()).unwrap());
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.ingest.as_ref().unwrap().address()
+    }
+
+    fn invite_with(&self, token: Secret) -> Invitation {
+        let address = Address { host: self.address().ip().to_string(), port: self.address().port() };
+        Invitation { address, pin: self.identity.pin(), token }
+    }
+
+    fn invite(&self) -> Invitation {
+        self.invite_with(self.identity.create_token(TOKEN_TTL_DEFAULT, None).unwrap().0)
+    }
+}
+
+/// A host with a state folder.
+struct HostFolder(tempfile::TempDir);
+
+impl HostFolder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn state(&self) -> PathBuf {
+        self.0.path().join("state")
+    }
+
+    fn join(&self, invitation: &Invitation) -> Result<Credentials, String> {
+        transport::join(invitation, &Host::read(), &self.state(), false).map_err(|error| format!("{error:#}"))
+    }
+}
+
+/// `text` holds each of `words`.
+fn says(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "`{word}` is not in: {text}");
+    }
+}
+
+#[test]
+fn a_host_joins_once_and_is_registered() {
+    let collector = Collector::start();
+    let host = HostFolder::new();
+    let invitation: Invitation = collector.invite().to_string().parse().unwrap();
+    let joined = host.join(&invitation).unwrap();
+    let stored = Credentials::load(&host.state()).unwrap();
+    assert_eq!(stored.agent, joined.agent);
+    let record = collector.identity.agent(joined.agent).unwrap().unwrap();
+    assert_eq!(record.host_name, Host::read().name);
+    assert_eq!(record.certificate_expires_unix_s, stored.expires_unix_s);
+
+    says(&host.join(&collector.invite()).unwrap_err(), &["joined", "already", "--again"]);
+    let used = HostFolder::new().join(&invitation).unwrap_err();
+    says(&used, &["used before", "vidette tokens create"]);
+}
+
+#[test]
+fn every_refusal_of_a_join_has_its_own_words_and_stores_nothing() {
+    let collector = Collector::start();
+    let yesterday = unix_s_now() - 86_400;
+    let (expired, _) = collector.identity.create_token_at(TOKEN_TTL_DEFAULT, None, yesterday).unwrap();
+    let (revoked, info) = collector.identity.create_token(TOKEN_TTL_DEFAULT, None).unwrap();
+    assert!(collector.identity.revoke_token(&info.id).unwrap());
+    let other = Collector::start();
+    let wrong_pin = Invitation { pin: other.identity.pin(), ..collector.invite() };
+    let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = nobody.local_addr().unwrap().port();
+    let unreachable =
+        Invitation { address: Address { host: "127.0.0.1".into(), port }, ..collector.invite() };
+    let cases = [
+        (collector.invite_with(Secret::new([1; 20])), vec!["unknown", "vidette tokens create"]),
+        (collector.invite_with(expired), vec!["expired", "vidette tokens create"]),
+        (collector.invite_with(revoked), vec!["revoked", "vidette tokens create"]),
+        (wrong_pin, vec!["not the one of the join line", "pinned"]),
+        (unreachable, vec!["could not reach", "127.0.0.1", "UDP port"]),
+    ];
+    for (invitation, words) in cases {
+        let host = HostFolder::new();
+        says(&host.join(&invitation).unwrap_err(), &words);
+        assert!(Credentials::load(&host.state()).is_err());
+    }
+    assert!(collector.identity.agents().unwrap().is_empty());
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let collector = Collector::start();
+    let folder = tempfile::tempdir().unwrap();
+    let identity = Identity::open(&folder.path().join("identity")).unwrap();
+    let _in = collector.runtime.enter();
+    let config = ingest::Config::new(collector.address());
+    let error = ingest::start(&config, identity, store::Handle, Fleet::new()).unwrap_err();
+    says(&format!("{error:#}"), &[&collector.address().to_string(), "another program", "listen"]);
+}
+
+/// A key and a certificate, as an agent that is not ours would hold them.
+struct Papers(rustls::pki_types::CertificateDer<'static>, rustls::pki_types::PrivateKeyDer<'static>);
+
+/// Enrols without the agent's code, `ago_s` seconds ago.
+fn papers(collector: &Collector, ago_s: i64) -> (AgentId, Papers) {
+    let then = unix_s_now() - ago_s;
+    let (token, _) = collector.identity.create_token_at(TOKEN_TTL_DEFAULT, None, then).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap();
+    let join =
+        wire::Join { token: token.bytes().to_vec(), csr_der: csr.der().to_vec(), ..Default::default() };
+    let joined = collector.identity.join(&join, then).unwrap();
+    let certificate = joined.certificates_der[0].clone().into();
+    (joined.agent_id.parse().unwrap(), Papers(certificate, key.serialize_der().try_into().unwrap()))
+}
+
+/// Connects as anybody might, with nothing of the agent's code.
+async fn dial(to: SocketAddr, trust: &Identity, papers: Option<Papers>, alpn: &[u8]) -> quinn::Connection {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(trust.ca().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots);
+    let mut tls = match papers {
+        Some(Papers(certificate, key)) => builder.with_client_auth_cert(vec![certificate], key).unwrap(),
+        None => builder.with_no_client_auth(),
+    };
+    tls.alpn_protocols = vec![alpn.to_vec()];
+    let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
+    let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let config = quinn::ClientConfig::new(Arc::new(tls));
+    endpoint.connect_with(config, to, COLLECTOR_NAME).unwrap().await.unwrap()
+}
+
+/// How the collector ended it: an application's close code, or 0x100 and a TLS alert.
+async fn end(connection: &quinn::Connection) -> (u64, String) {
+    let closed = tokio::time::timeout(Duration::from_secs(10), connection.closed()).await.unwrap();
+    match closed {
+        quinn::ConnectionError::ApplicationClosed(close) => {
+            (close.error_code.into_inner(), String::from_utf8_lossy(&close.reason).into_owned())
+        }
+        quinn::ConnectionError::ConnectionClosed(close) => (u64::from(close.error_code), String::new()),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_session_needs_a_good_certificate_of_this_collector_and_each_lack_has_its_own_answer() {
+    let (collector, other) = (Collector::start(), Collector::start());
+    let (revoked, revoked_papers) = papers(&collector, 0);
+    assert!(collector.identity.revoke_agent(revoked).unwrap());
+    let unregistered = {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+        Papers(certificate.der().clone(), key.serialize_der().try_into().unwrap())
+    };
+    let unknown_ca = 0x100 + 48;
+    let cases = [
+        ("none", None, wire::RefuseCode::Unknown as u64, "certificate"),
+        ("expired", Some(papers(&collector, 2 * 86_400).1), wire::RefuseCode::Expired as u64, "expired"),
+        ("expired long ago", Some(papers(&collector, 40 * 86_400).1), 0x100 + 45, ""),
+        ("revoked", Some(revoked_papers), wire::RefuseCode::Revoked as u64, "revoked"),
+        ("of another CA", Some(papers(&other, 0).1), unknown_ca, ""),
+        ("of its own making", Some(unregistered), unknown_ca, ""),
+    ];
+    for (name, papers, code, word) in cases {
+        let (got, reason) = collector.runtime.block_on(async {
+            end(&dial(collector.address(), &collector.identity, papers, ALPN).await).await
+        });
+        assert_eq!(got, code, "{name}: {reason}");
+        says(&reason, &[word]);
+    }
+    assert_eq!(collector.fleet.connected(), 0);
+}
+
+#[test]
+fn a_host_that_was_off_for_days_can_renew_and_a_stranger_can_not() {
+    let collector = Collector::start();
+    let (agent, papers) = papers(&collector, 5 * 86_400);
+    let ask = |papers: Option<Papers>| {
+        let csr = rcgen::CertificateParams::default()
+            .serialize_request(&rcgen::KeyPair::generate().unwrap())
+            .unwrap();
+        let renew = wire::Renew { csr_der: csr.der().to_vec() };
+        let request = wire::JoinRequest { message: Some(wire::join_request::Message::Renew(renew)) };
+        collector.runtime.block_on(async {
+            let connection = dial(collector.address(), &collector.identity, papers, ALPN_JOIN).await;
+            let (mut send, mut receive) = connection.open_bi().await.unwrap();
+            send.write_all(&vidette_protocol::frame::encode(&request)).await.unwrap();
+            let bytes = receive.read_to_end(1 << 16).await.unwrap();
+            let mut decoder = vidette_protocol::frame::Decoder::default();
+            decoder.push(&bytes);
+            decoder.next::<wire::JoinAnswer>().unwrap().unwrap().message.unwrap()
+        })
+    };
+    match ask(Some(papers)) {
+        wire::join_answer::Message::Joined(joined) => assert_eq!(joined.agent_id, agent.to_string()),
+        wire::join_answer::Message::Refused(refused) => panic!("{refused:?}"),
+    }
+    match ask(None) {
+        wire::join_answer::Message::Refused(refused) => says(&refused.reason, &["present the certificate"]),
+        wire::join_answer::Message::Joined(_) => panic!("a certificate for a stranger"),
+    }
+}

@@ -12,7 +12,7 @@ use vidette_protocol::wire;
 /// Open connections of one reader; days that are read one after the other need few.
 const CONNECTIONS_MAX: usize = 4;
 /// Events in one page.
-pub const PAGE_EVENTS_MAX: usize = 100_000;
+const PAGE_EVENTS_MAX: usize = 100_000;
 
 const COLUMNS: &str = "id, agent, epoch, seq, received, body";
 

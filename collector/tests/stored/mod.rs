@@ -2,18 +2,20 @@
 
 use prost::Message;
 use std::path::Path;
-use vidette_collector::store::{self, Handle, Store};
+use std::sync::atomic::{AtomicU64, Ordering};
+use vidette_collector::store::{self, Arrival, Arrived, Handle, Store};
 use vidette_protocol::id::{AgentId, Class, EventId};
 use vidette_protocol::wire;
 
 pub(crate) struct Events {
     store: Store,
+    next: AtomicU64,
 }
 
 impl Events {
     pub(crate) fn new(folder: &Path) -> Self {
         let store = store::open(store::Config { folder: folder.to_owned(), retention_days: None }).unwrap();
-        Self { store }
+        Self { store, next: AtomicU64::new(1) }
     }
     /// To read, follow and append.
     pub(crate) fn handle(&self) -> Handle {
@@ -29,9 +31,24 @@ impl Events {
 
     /// Alerts of one agent, numbered on.
     pub(crate) fn append_all(&self, bodies: Vec<Vec<u8>>) {
-        for body in bodies {
-            self.store.handle().stub_append(Class::Alert, body);
-        }
+        let first_seq = self.next.fetch_add(bodies.len() as u64, Ordering::SeqCst);
+        let events = bodies
+            .into_iter()
+            .map(|body| {
+                let event = wire::Event::decode(body.as_slice()).unwrap();
+                Arrived::new(body, &event)
+            })
+            .collect();
+        let arrival =
+            Arrival { agent: AgentId([5; 16]), epoch: 1, class: Class::Alert, first_seq, skipped: 0, events };
+        let handle = self.store.handle();
+        // A thread of its own: the caller may be inside a runtime already.
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(handle.commit(arrival)).unwrap()
+        })
+        .join()
+        .unwrap();
     }
 }
 

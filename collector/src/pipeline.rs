@@ -32,6 +32,9 @@ use vidette_protocol::join::Address;
 /// For the sinks to end: their own grace time and then some.
 const SINKS_END_MAX: Duration = Duration::from_secs(10);
 
+/// For the store's last commit.
+const STORE_END_MAX: Duration = Duration::from_secs(5);
+
 /// Runs the collector until it is told to stop, or a stage fails.
 ///
 /// # Errors
@@ -75,7 +78,11 @@ pub async fn run(config: Config, mut stop: Stop) -> anyhow::Result<()> {
     socket_stopper.stop();
     let _ = commands.await;
     let _ = std::fs::remove_file(socket_path(&config.state));
-    drop(store);
+    // It ends when the last handle is gone; whatever was acknowledged is committed already.
+    let closing = tokio::task::spawn_blocking(move || store.join());
+    if tokio::time::timeout(STORE_END_MAX, closing).await.is_err() {
+        tracing::warn!("the store was still in use; what it acknowledged is committed");
+    }
     tracing::info!("stopped; everything acknowledged is stored");
     Ok(())
 }

@@ -348,7 +348,7 @@ fn fits(filter: &Filter, stored: &Stored) -> bool {
     let event = formats::decoded(stored);
     let matched = |rule: &String| match &event.kind {
         Some(wire::event::Kind::Detection(detection)) => {
-            detection.rules.iter().any(|found| found.name == *rule)
+            detection.rules.iter().any(|found| found.name == *rule || found.id == *rule)
         }
         _ => false,
     };

@@ -3,8 +3,171 @@
 //! Assumes nothing of the other stages; observations go down one bounded channel to detection.
 
 use crate::host::Moment;
+use crate::telemetry::Counters;
+use crossbeam_channel::Sender;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread::JoinHandle;
 use vidette_protocol::wire;
+
+/// The process table: who is who.
+mod processes;
+/// The one door to detection.
+mod outlet;
+/// Names of users.
+mod users;
+/// fanotify and the process connector.
+#[cfg(target_os = "linux")]
+mod linux;
+/// notify and sysinfo, where the kernel gives no more.
+mod portable;
+
+/// Observations between sensors and detection. Each may hold an open descriptor, so this many descriptors at
+/// most wait there; the sensors themselves hold fewer than 1,500 more. Beyond it a gap is recorded.
+pub const OBSERVATIONS_QUEUE_MAX: usize = 2048;
+
+/// What to look at.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Absolute path prefixes, by component; empty is everything.
+    pub watch: Vec<Vec<u8>>,
+    /// Prefixes that are never reported. The pipeline puts the agent's own state folder here.
+    pub exclude: Vec<Vec<u8>>,
+    /// `Full`, or less to leave better sensors alone.
+    pub level_max: Level,
+    /// NFS, SMB, FUSE and the like too.
+    pub network_filesystems: bool,
+}
+
+/// How much the sensors see.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Level {
+    /// fanotify and the process connector: every close-write and exec, and who did it.
+    Full,
+    /// fanotify alone: every close-write and exec; who did it only while `/proc` still knows; no ends. The
+    /// connector alone is not a level: without CAP_SYS_ADMIN the portable sensors run.
+    Names,
+    /// The portable sensors: directories that are watched, processes that live long enough to be found.
+    Polling,
+}
+
+/// Running sensors. Dropping them stops them too.
+#[derive(Debug)]
+pub struct Sensors {
+    level: Arc<AtomicU8>,
+    reason: String,
+    stop: Option<Stopping>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// How the threads of a set of sensors are told.
+#[derive(Debug)]
+enum Stopping {
+    /// An eventfd that becomes readable.
+    #[cfg(target_os = "linux")]
+    Event(OwnedFd),
+    /// The crate's own.
+    Flag(crate::stop::Stopper),
+}
+
+/// Starts the best sensors that this system and `config` allow.
+///
+/// # Errors
+/// Only when not even the portable sensors can start: no thread, no inotify instance.
+pub fn start(config: Config, counters: Arc<Counters>, out: Sender<Observation>) -> anyhow::Result<Sensors> {
+    #[cfg(target_os = "linux")]
+    let reason = if config.level_max == Level::Polling {
+        "the portable sensors were asked for".to_owned()
+    } else {
+        match linux::start(&config, counters.clone(), out.clone()) {
+            Ok(sensors) => return Ok(sensors),
+            Err(error) => format!("{error:#}"),
+        }
+    };
+    #[cfg(not(target_os = "linux"))]
+    let reason = "this system has no better sensors yet".to_owned();
+    tracing::info!(level = Level::Polling.name(), reason, "sensors start");
+    portable::start(config, counters, out, reason)
+}
+
+impl Level {
+    /// `full`, `names` or `polling`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Names => "names",
+            Self::Polling => "polling",
+        }
+    }
+
+    /// As it travels.
+    #[must_use]
+    pub fn to_wire(self) -> wire::SensorLevel {
+        match self {
+            Self::Full => wire::SensorLevel::Full,
+            Self::Names => wire::SensorLevel::Names,
+            Self::Polling => wire::SensorLevel::Polling,
+        }
+    }
+
+    fn to_number(self) -> u8 {
+        match self {
+            Self::Full => 0,
+            Self::Names => 1,
+            Self::Polling => 2,
+        }
+    }
+}
+
+impl Sensors {
+    /// The level now: it falls to `names` while the process connector is down.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        match self.level.load(Ordering::Relaxed) {
+            0 => Level::Full,
+            1 => Level::Names,
+            _ => Level::Polling,
+        }
+    }
+
+    /// Why not `full` from the start; empty when it was. What changes later is a health observation.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// Stops and waits for the threads. The channel closes.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        match self.stop.take() {
+            #[cfg(target_os = "linux")]
+            Some(Stopping::Event(event)) => {
+                if let Err(error) = rustix::io::write(&event, &1u64.to_ne_bytes()) {
+                    tracing::error!(%error, "could not tell the sensors to stop");
+                    return;
+                }
+            }
+            Some(Stopping::Flag(stopper)) => stopper.stop(),
+            None => {}
+        }
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a sensor thread had panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Sensors {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
 
 /// A file as a sensor hands it over: open, so that nothing acts on its path again.
 #[derive(Debug)]

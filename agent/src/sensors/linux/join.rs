@@ -1,0 +1,453 @@
+//! Joins the two kernel queues: which process closed a file, and which file an exec ran.
+//!
+//! Pure, but for the descriptors it carries. One turn of the reader: a batch of fanotify was read, then the
+//! connector was drained to empty; here the connector's part comes first ([`Joiner::tell`]), then the batch
+//! ([`Joiner::see`]). So whoever closed a file is known by then. Outcomes go to the reader, which hands them on.
+//!
+//! What the kernel does in an execve(2), in this order: OPEN_EXEC for the file that was named; if it is a
+//! script, OPEN_EXEC for its interpreter; for a dynamic program, OPEN_EXEC for the loader (`ld-linux…`); and
+//! when all went well the exec event on the connector. An execve that fails leaves its OPEN_EXECs without an
+//! exec event. So one exec is a *group*: any number of scripts, one ELF program, at most one loader. The
+//! process's executable is the program, as `/proc/PID/exe` has it; what is worth scanning is the script if
+//! there is one. fanotify merges equal events that still wait, so a loader may be missing from a later group.
+//! An exec from a memfd, or from a file system that has no mark, has no group at all: `/proc/PID/exe` is
+//! opened for it. It is known to have no group when the fanotify queue was empty after the exec was told.
+
+use crate::host::Moment;
+use crate::sensors::OpenFile;
+use crate::sensors::processes::{Facts, ProcessTable, Which};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
+use vidette_protocol::wire::{self, Source};
+
+/// Turns that an exec or a closed file waits for the other queue while fanotify's never gets empty.
+const WAIT_TURNS_MAX: u64 = 16;
+/// Closed files that wait. Each holds a descriptor.
+const DEFERRED_MAX: usize = 256;
+/// OPEN_EXECs that wait, over all processes. Each holds a descriptor.
+const HELD_MAX: usize = 512;
+/// How long an OPEN_EXEC waits for its exec: beyond it the execve failed.
+const HELD_AGE_MAX: Duration = Duration::from_secs(5);
+
+/// A file on its way to be run.
+#[derive(Debug)]
+pub(crate) struct Program {
+    /// Open.
+    pub(crate) file: OpenFile,
+    /// Device and inode.
+    pub(crate) key: (u64, u64),
+    /// It begins like ELF; what does not is a script.
+    pub(crate) elf: bool,
+}
+
+/// One fanotify event. The kernel may merge both kinds.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    /// Who.
+    pub(crate) pid: u32,
+    /// A regular file that was closed after writing.
+    pub(crate) written: Option<OpenFile>,
+    /// A file that was opened to be run.
+    pub(crate) run: Option<Program>,
+    /// When it was read.
+    pub(crate) at: Moment,
+}
+
+/// One event of the connector, with what `/proc` said right after.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// A new process.
+    Fork {
+        /// Its parent.
+        parent: u32,
+        /// Itself.
+        child: u32,
+        /// CLOCK_BOOTTIME, nanoseconds.
+        start_ns: Option<u64>,
+    },
+    /// A new image.
+    Exec {
+        /// The process.
+        pid: u32,
+        /// From `/proc`.
+        facts: Option<Facts>,
+        /// `/proc/PID/exe`, open.
+        exe: Option<Program>,
+    },
+    /// A new effective user.
+    User {
+        /// The process.
+        pid: u32,
+        /// The user.
+        uid: u32,
+    },
+    /// A new effective group.
+    Group {
+        /// The process.
+        pid: u32,
+        /// The group.
+        gid: u32,
+    },
+    /// The end.
+    Exit {
+        /// The process.
+        pid: u32,
+        /// wait(2) status.
+        status: i32,
+    },
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// A file was closed after writing.
+    Written {
+        /// Who.
+        process: Option<wire::Process>,
+        /// What.
+        file: OpenFile,
+        /// When.
+        at: Moment,
+    },
+    /// A program was run.
+    Ran {
+        /// By whom.
+        process: wire::Process,
+        /// What.
+        image: Option<Program>,
+        /// When.
+        at: Moment,
+    },
+    /// A process that ran a program ended.
+    Ended {
+        /// Which.
+        process: wire::Process,
+        /// wait(2) status.
+        status: i32,
+        /// When.
+        at: Moment,
+    },
+}
+
+#[derive(Debug)]
+struct Pending {
+    exe: Option<Program>,
+    at: Moment,
+    turn: u64,
+}
+
+#[derive(Debug)]
+struct Deferred {
+    seen: Seen,
+    turn: u64,
+}
+
+/// The join.
+#[derive(Debug)]
+pub(crate) struct Joiner {
+    /// Who is who.
+    pub(crate) table: ProcessTable,
+    turn: u64,
+    pending: HashMap<u32, VecDeque<Pending>>,
+    held: HashMap<u32, Vec<(Program, Moment)>>,
+    held_count: usize,
+    deferred: Vec<Deferred>,
+    ends: HashMap<u32, (i32, Moment)>,
+    outcomes: Vec<Outcome>,
+}
+
+impl Joiner {
+    /// With a table that may already know somebody.
+    #[must_use]
+    pub(crate) fn new(table: ProcessTable) -> Self {
+        Self {
+            table,
+            turn: 0,
+            pending: HashMap::new(),
+            held: HashMap::new(),
+            held_count: 0,
+            deferred: Vec::new(),
+            ends: HashMap::new(),
+            outcomes: Vec::new(),
+        }
+    }
+
+    /// Whether something waits for the next turn, which should come at once.
+    #[must_use]
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.pending.is_empty() || !self.deferred.is_empty()
+    }
+
+    /// The connector's part of a turn, event by event.
+    pub(crate) fn tell(&mut self, told: Told, at: Moment) {
+        match told {
+            Told::Fork { parent, child, start_ns } => {
+                if self.ends.contains_key(&child) {
+                    self.settle_rest(child); // the pid is used again
+                    self.end(child);
+                }
+                self.table.fork(parent, child, start_ns);
+            }
+            Told::Exec { pid, facts, exe } => {
+                self.table.exec(pid, facts.as_ref());
+                if self.table.unsettled(pid) > 0 {
+                    let turn = self.turn;
+                    self.pending.entry(pid).or_default().push_back(Pending { exe, at, turn });
+                } else {
+                    // The table is full: the run is told, its process is not remembered.
+                    let executable = exe.as_ref().map(|exe| exe.file.path.clone()).unwrap_or_default();
+                    let process = wire::Process { pid, executable, ..wire::Process::default() };
+                    self.outcomes.push(Outcome::Ran { process, image: exe, at });
+                }
+            }
+            Told::User { pid, uid } => self.table.user(pid, uid),
+            Told::Group { pid, gid } => self.table.group(pid, gid),
+            Told::Exit { pid, status } => {
+                self.ends.insert(pid, (status, at));
+            }
+        }
+    }
+
+    /// fanotify's part of a turn: the batch, and whether the queue was empty after it.
+    pub(crate) fn see(&mut self, batch: Vec<Seen>, emptied: bool, now: Moment) -> Vec<Outcome> {
+        let turn = self.turn;
+        let mut queue: Vec<Deferred> = std::mem::take(&mut self.deferred);
+        queue.extend(batch.into_iter().map(|seen| Deferred { seen, turn }));
+        let mut ahead: HashMap<u32, usize> = HashMap::new();
+        for waiting in queue.iter().filter(|waiting| waiting.seen.run.is_some()) {
+            *ahead.entry(waiting.seen.pid).or_default() += 1;
+        }
+        let mut later: HashSet<u32> = HashSet::new();
+        for mut waiting in queue {
+            let pid = waiting.seen.pid;
+            let coming = ahead.get(&pid).copied().unwrap_or(0);
+            if later.contains(&pid) || self.must_wait(&waiting, coming, emptied) {
+                later.insert(pid);
+                self.deferred.push(waiting);
+                continue;
+            }
+            if let Some(file) = waiting.seen.written.take() {
+                self.written(pid, file, coming, waiting.seen.at);
+            }
+            if let Some(program) = waiting.seen.run.take() {
+                ahead.insert(pid, coming.saturating_sub(1));
+                self.hold(pid, program, waiting.seen.at);
+            }
+        }
+        self.settle_due(emptied);
+        self.drop_old(now);
+        self.end_due();
+        self.turn += 1;
+        std::mem::take(&mut self.outcomes)
+    }
+
+    /// Without the connector: every group is taken for a run, and nobody is remembered.
+    pub(crate) fn see_alone(&mut self, batch: Vec<Seen>) -> Vec<Outcome> {
+        for mut seen in batch {
+            if let Some(file) = seen.written.take() {
+                self.written(seen.pid, file, 1, seen.at);
+            }
+            if let Some(program) = seen.run.take() {
+                self.hold(seen.pid, program, seen.at);
+            }
+        }
+        for (pid, list) in std::mem::take(&mut self.held) {
+            let at = list.first().map(|(_, at)| *at);
+            for group in split(list.into_iter().map(|(program, _)| program).collect()) {
+                let (path, image) = choose(group, None);
+                let unknown = || wire::Process { pid, ..wire::Process::default() };
+                let mut process = self.table.describe(pid, Which::Newest).unwrap_or_else(unknown);
+                if process.executable != path {
+                    process.args.clear(); // of another image
+                    process.executable = path;
+                }
+                self.outcomes.extend(at.map(|at| Outcome::Ran { process, image, at }));
+            }
+        }
+        self.forget();
+        std::mem::take(&mut self.outcomes)
+    }
+
+    /// The connector is gone, or messages of it: what waits for it will not come.
+    pub(crate) fn forget(&mut self) {
+        self.table.clear();
+        self.pending.clear();
+        self.held.clear();
+        self.held_count = 0;
+        self.ends.clear();
+    }
+
+    /// A file closed by somebody who has just run a program, when it is not known yet which: the OPEN_EXEC may
+    /// come with the next batch, or never.
+    fn must_wait(&self, waiting: &Deferred, coming: usize, emptied: bool) -> bool {
+        let pid = waiting.seen.pid;
+        if waiting.seen.written.is_none() || coming > 0 || self.held.contains_key(&pid) {
+            return false;
+        }
+        let age = self.turn - waiting.turn;
+        let fresh = if emptied { age == 0 } else { age < WAIT_TURNS_MAX };
+        self.table.unsettled(pid) > 0 && fresh && self.deferred.len() < DEFERRED_MAX
+    }
+
+    fn written(&mut self, pid: u32, file: OpenFile, coming: usize, at: Moment) {
+        if self.held.contains_key(&pid) && self.table.unsettled(pid) > 0 {
+            self.settle_groups(pid, coming);
+        } else if coming == 0 {
+            self.settle_rest(pid);
+        }
+        let process = self.table.describe(pid, Which::Settled);
+        self.outcomes.push(Outcome::Written { process, file, at });
+    }
+
+    fn hold(&mut self, pid: u32, program: Program, at: Moment) {
+        let list = self.held.entry(pid).or_default();
+        let stray = list.is_empty() && is_loader(&program); // of a group that is settled already
+        if !stray && self.held_count < HELD_MAX {
+            list.push((program, at));
+            self.held_count += 1;
+        } else if list.is_empty() {
+            self.held.remove(&pid);
+        }
+    }
+
+    fn settle_due(&mut self, emptied: bool) {
+        let pids: Vec<u32> = self.pending.keys().copied().collect();
+        for pid in pids {
+            let newest = self.pending.get(&pid).and_then(|list| list.back()).map_or(0, |exec| exec.turn);
+            let age = self.turn - newest;
+            if (emptied && age > 0) || age > WAIT_TURNS_MAX {
+                self.settle_rest(pid);
+            } else if self.held.get(&pid).is_some_and(|list| {
+                list.last().is_some_and(|(last, _)| is_loader(last)) || emptied && has_program(list)
+            }) {
+                self.settle_groups(pid, 0);
+            }
+        }
+    }
+
+    /// Every exec that waits, with or without a group.
+    fn settle_rest(&mut self, pid: u32) {
+        self.settle_groups(pid, 0);
+        while self.table.unsettled(pid) > 0 {
+            self.settle_one(pid, None);
+        }
+    }
+
+    /// Pairs groups and execs in order. Groups without an exec are of failed ones, and come before. With more
+    /// programs of this process still to come in the batch (`coming`) the first exec is the one they belong to.
+    fn settle_groups(&mut self, pid: u32, coming: usize) {
+        let list = self.held.remove(&pid).unwrap_or_default();
+        self.held_count = self.held_count.saturating_sub(list.len());
+        let mut groups = split(list.into_iter().map(|(program, _)| program).collect());
+        let waiting = self.table.unsettled(pid);
+        if coming == 0 && groups.len() > waiting {
+            groups.drain(..groups.len() - waiting);
+        }
+        for group in groups {
+            if self.table.unsettled(pid) == 0 {
+                return;
+            }
+            self.settle_one(pid, Some(group));
+        }
+    }
+
+    fn settle_one(&mut self, pid: u32, group: Option<Vec<Program>>) {
+        let list = self.pending.get_mut(&pid);
+        let exec = list.and_then(VecDeque::pop_front);
+        if self.pending.get(&pid).is_some_and(VecDeque::is_empty) {
+            self.pending.remove(&pid);
+        }
+        let last = self.table.unsettled(pid) == 1;
+        let (exe, at) = exec.map_or((None, None), |exec| (exec.exe, Some(exec.at)));
+        // What ran from memory had no OPEN_EXEC: a group beside it is of an execve that failed.
+        let from_memory = last && exe.as_ref().is_some_and(|exe| exe.file.path.starts_with(b"/memfd:"));
+        let (path, image, source, facts_hold) = match group.filter(|_| !from_memory) {
+            Some(group) => {
+                let key = exe.as_ref().map(|exe| exe.key);
+                let facts_hold = key.is_none_or(|key| group.iter().any(|program| program.key == key));
+                let (path, image) = choose(group, key);
+                (path, image, Source::Join, facts_hold)
+            }
+            None => match exe {
+                Some(exe) => (exe.file.path.clone(), Some(exe), Source::Proc, true),
+                None => (Vec::new(), None, Source::Join, true),
+            },
+        };
+        self.table.settle(pid, &path, source, facts_hold);
+        if let (Some(process), Some(at)) = (self.table.describe(pid, Which::Settled), at) {
+            self.outcomes.push(Outcome::Ran { process, image, at });
+        }
+    }
+
+    fn drop_old(&mut self, now: Moment) {
+        let age_max = u64::try_from(HELD_AGE_MAX.as_nanos()).unwrap_or(u64::MAX);
+        self.held.retain(|_, list| {
+            list.retain(|(_, at)| now.uptime_ns.saturating_sub(at.uptime_ns) < age_max);
+            !list.is_empty()
+        });
+        self.held_count = self.held.values().map(Vec::len).sum();
+    }
+
+    fn end_due(&mut self) {
+        let due: Vec<u32> = self.ends.keys().copied().filter(|pid| self.table.unsettled(*pid) == 0).collect();
+        for pid in due {
+            self.end(pid);
+        }
+    }
+
+    fn end(&mut self, pid: u32) {
+        let Some((status, at)) = self.ends.remove(&pid) else { return };
+        if self.table.has_run(pid)
+            && let Some(process) = self.table.describe(pid, Which::Newest)
+        {
+            self.outcomes.push(Outcome::Ended { process, status, at });
+        }
+        self.held.remove(&pid);
+        self.table.exit(pid);
+    }
+}
+
+fn has_program(list: &[(Program, Moment)]) -> bool {
+    list.iter().any(|(program, _)| program.elf)
+}
+
+/// By its name: `ld-linux-x86-64.so.2`, `ld-musl-x86_64.so.1`, `ld64.so.2`. A program that is called so only
+/// makes its own run look like the one before it.
+fn is_loader(program: &Program) -> bool {
+    let name = program.file.path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+    program.elf && (name.starts_with(b"ld-") || name.starts_with(b"ld.so") || name.starts_with(b"ld64.so"))
+}
+
+/// Scripts, one program, at most one loader; again.
+fn split(list: Vec<Program>) -> Vec<Vec<Program>> {
+    let mut groups: Vec<Vec<Program>> = Vec::new();
+    for program in list {
+        let begins = match groups.last() {
+            None => true,
+            Some(group) => group.iter().any(|one| one.elf) && !(group.len() < 8 && follows(group, &program)),
+        };
+        match groups.last_mut() {
+            Some(group) if !begins => group.push(program),
+            _ => groups.push(vec![program]),
+        }
+    }
+    groups
+}
+
+fn follows(group: &[Program], next: &Program) -> bool {
+    is_loader(next) && group.last().is_some_and(|last| last.elf && !is_loader(last))
+}
+
+/// The path of the process's executable, and what is worth scanning.
+fn choose(mut group: Vec<Program>, exe: Option<(u64, u64)>) -> (Vec<u8>, Option<Program>) {
+    let confirmed = group.iter().position(|program| Some(program.key) == exe);
+    let program = confirmed.or_else(|| group.iter().position(|program| program.elf)).unwrap_or(0);
+    let path = group.get(program).map(|program| program.file.path.clone()).unwrap_or_default();
+    let image = if group.first().is_some_and(|first| !first.elf) { 0 } else { program };
+    let image = (image < group.len()).then(|| group.swap_remove(image));
+    (path, image)
+}
+
+#[cfg(test)]
+#[path = "join_tests.rs"]
+mod tests;

@@ -1,0 +1,105 @@
+//! The Linux sensors: fanotify group A and the process connector, read by one thread, and a second thread that
+//! follows the mounts.
+//!
+//! Assumes CAP_SYS_ADMIN for the marks and CAP_NET_ADMIN for the connector; says so when they are missing.
+
+use super::outlet::{Outlet, Paths};
+use super::{Config, Level, Observation, Sensors, Stopping};
+use crate::sys::connector::Connector;
+use crate::sys::fanotify::Group;
+use crate::telemetry::Counters;
+use anyhow::Context;
+use crossbeam_channel::Sender;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
+
+/// Reads both queues and hands on what came of them.
+mod reader;
+/// The connector's messages with what `/proc` adds.
+mod follow;
+/// Who closed a file, which file an exec ran.
+mod join;
+/// What `/proc` says of a process.
+mod proc;
+/// The table of mounts.
+mod mountinfo;
+/// Marks on superblocks.
+mod mounts;
+
+/// Starts both threads; every superblock that there is has its mark on return.
+///
+/// # Errors
+/// When fanotify is refused or no superblock can be marked: the portable sensors are next.
+pub(crate) fn start(
+    config: &Config,
+    counters: Arc<Counters>,
+    out: Sender<Observation>,
+) -> anyhow::Result<Sensors> {
+    let group = Group::new().context("fanotify is refused (it needs CAP_SYS_ADMIN)")?;
+    let group = Arc::new(group);
+    raise_descriptor_limit();
+    let (mut mounts, reports) = mounts::Mounts::new(group.clone(), config.network_filesystems);
+    mounts.refresh()?;
+    let (connector, reason) = listen(config.level_max);
+    let level = if connector.is_some() { Level::Full } else { Level::Names };
+    tracing::info!(
+        level = level.name(),
+        reason,
+        pidfd = group.pidfd,
+        descriptor_errors = group.descriptor_errors,
+        marks = mounts.describe(),
+        "sensors start"
+    );
+    let shared_level = Arc::new(AtomicU8::new(level.to_number()));
+    let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
+        .context("could not make an eventfd")?;
+    let paths = Paths { watch: config.watch.clone(), exclude: config.exclude.clone() };
+    let parts = reader::Parts {
+        group,
+        connector,
+        retry: level == Level::Full, // what was refused once stays refused
+        outlet: Outlet::new(out, counters, paths),
+        level: shared_level.clone(),
+        stop: stop.try_clone().context("could not copy a descriptor")?,
+        remote: mounts.remote(),
+        reports,
+    };
+    let stop_mounts = stop.try_clone().context("could not copy a descriptor")?;
+    let mut sensors =
+        Sensors { level: shared_level, reason, stop: Some(Stopping::Event(stop)), threads: Vec::new() };
+    let reader = std::thread::Builder::new().name("sensors".into());
+    sensors.threads.push(reader.spawn(move || reader::run(parts)).context("could not start a thread")?);
+    let follower = std::thread::Builder::new().name("mounts".into());
+    let run = move || mounts.run(&stop_mounts);
+    sensors.threads.push(follower.spawn(run).context("could not start a thread")?);
+    Ok(sensors)
+}
+
+fn listen(level_max: Level) -> (Option<Connector>, String) {
+    if level_max != Level::Full {
+        return (None, "a lower level was asked for".to_owned());
+    }
+    match Connector::listen() {
+        Ok(connector) => (Some(connector), String::new()),
+        Err(error) => (None, format!("the process connector is refused (it needs CAP_NET_ADMIN): {error}")),
+    }
+}
+
+/// Every observation holds a descriptor: take what the hard limit allows.
+fn raise_descriptor_limit() {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit) {
+        tracing::warn!(%error, "could not raise the limit of open descriptors to its hard limit");
+    }
+}
+
+/// For the portable sensors: the exact start of a process, so that its entity id is the same everywhere.
+pub(crate) fn start_ns(pid: u32) -> Option<u64> {
+    proc::start_ns(pid)
+}
+
+/// For the portable sensors: the image of a process, when we may open it.
+pub(crate) fn open_image(pid: u32) -> Option<super::OpenFile> {
+    proc::open_exe(pid, |_| false).map(|image| image.file)
+}

@@ -1,0 +1,184 @@
+//! What `/proc` says of a process: for those that were there before us, and for arguments.
+//!
+//! Assumes Linux. Everything is best effort: a process may be gone, or be another by then, so the caller
+//! compares the start. Facts go into the process table.
+
+use super::join::Program;
+use crate::sensors::OpenFile;
+use crate::sensors::processes::{Facts, cut_args};
+use rustix::fs::{Mode, OFlags, StatxFlags};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+use vidette_protocol::limits::{ARGS_BYTES_MAX, PATH_BYTES_MAX};
+
+/// Processes read at once.
+pub(crate) const INVENTORY_MAX: usize = 65_536;
+/// `stat` and `status` of one process. Bytes.
+const STATUS_BYTES_MAX: u64 = 16 << 10;
+/// USER_HZ is 100 on every architecture that Linux and Rust share: fixed by the kernel's ABI.
+const TICK_NS: u64 = 10_000_000;
+
+/// Everything about a process; none when it is gone.
+#[must_use]
+pub(crate) fn facts(pid: u32) -> Option<Facts> {
+    let (name, parent, start_ns) = stat(pid)?;
+    let mut facts = Facts { pid, start_ns: Some(start_ns), parent, name, ..Facts::default() };
+    facts.executable = link(&format!("/proc/{pid}/exe"));
+    facts.working_directory = link(&format!("/proc/{pid}/cwd"));
+    facts.args =
+        parse_args(&read(&format!("/proc/{pid}/cmdline"), ARGS_BYTES_MAX as u64).unwrap_or_default());
+    if let Some(status) = read(&format!("/proc/{pid}/status"), STATUS_BYTES_MAX) {
+        facts.uid = effective(&status, b"Uid:");
+        facts.gid = effective(&status, b"Gid:");
+    }
+    Some(facts)
+}
+
+/// CLOCK_BOOTTIME of its start in nanoseconds, to the tick; none when it is gone.
+#[must_use]
+pub(crate) fn start_ns(pid: u32) -> Option<u64> {
+    stat(pid).map(|(_, _, start_ns)| start_ns)
+}
+
+/// Everybody. Kernel threads too: they close files for others.
+#[must_use]
+pub(crate) fn everybody() -> Vec<u32> {
+    let Ok(folder) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = folder.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.take(INVENTORY_MAX).collect()
+}
+
+/// The image of a process, open for reading. Only where no other program answers for it: to open a file of a
+/// FUSE or network file system may wait for ever, so those in `remote` are not opened.
+#[must_use]
+pub(crate) fn open_exe(pid: u32, remote: impl Fn(u64) -> bool) -> Option<Program> {
+    let path = format!("/proc/{pid}/exe");
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let link = rustix::fs::open(&path, flags, Mode::empty()).ok()?;
+    // DONT_SYNC: answered from memory.
+    let asked = StatxFlags::TYPE | StatxFlags::INO;
+    let empty = rustix::fs::AtFlags::EMPTY_PATH | rustix::fs::AtFlags::STATX_DONT_SYNC;
+    let stat = rustix::fs::statx(&link, c"", empty, asked).ok()?;
+    let device = rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor);
+    let regular =
+        rustix::fs::FileType::from_raw_mode(stat.stx_mode.into()) == rustix::fs::FileType::RegularFile;
+    if remote(device) || !regular {
+        return None;
+    }
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let path = format!("/proc/self/fd/{}", link.as_raw_fd());
+    program(rustix::fs::open(path, flags, Mode::empty()).ok()?)
+}
+
+/// A descriptor as something that was run; none when it is no regular file.
+#[must_use]
+pub(crate) fn program(descriptor: OwnedFd) -> Option<Program> {
+    let (file, key) = open_file(descriptor)?;
+    let mut magic = [0; 4];
+    let elf = rustix::io::pread(&file.descriptor, &mut magic, 0) == Ok(4) && &magic == b"\x7fELF";
+    Some(Program { file, key, elf })
+}
+
+/// A descriptor with its name; none when it is no regular file.
+#[must_use]
+pub(crate) fn open_file(descriptor: OwnedFd) -> Option<(OpenFile, (u64, u64))> {
+    let stat = rustix::fs::fstat(&descriptor).ok()?;
+    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
+        return None;
+    }
+    let mut path = link(&format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
+    let deleted = stat.st_nlink == 0;
+    if let Some(name) = path.strip_suffix(b" (deleted)").filter(|_| deleted) {
+        path.truncate(name.len());
+    }
+    Some((OpenFile { descriptor, path, deleted }, (stat.st_dev, stat.st_ino)))
+}
+
+fn stat(pid: u32) -> Option<(Vec<u8>, u32, u64)> {
+    parse_stat(&read(&format!("/proc/{pid}/stat"), STATUS_BYTES_MAX)?)
+}
+
+/// proc_pid_stat(5): `pid (comm) state ppid … starttime(22)`. The name may hold anything, even `)`.
+fn parse_stat(stat: &[u8]) -> Option<(Vec<u8>, u32, u64)> {
+    let open = stat.iter().position(|&byte| byte == b'(')?;
+    let close = stat.iter().rposition(|&byte| byte == b')')?;
+    let name = stat.get(open + 1..close)?.to_vec();
+    let mut fields = std::str::from_utf8(stat.get(close + 1..)?).ok()?.split_ascii_whitespace();
+    let parent = fields.nth(1)?.parse().ok()?;
+    let ticks: u64 = fields.nth(17)?.parse().ok()?;
+    Some((name, parent, ticks.checked_mul(TICK_NS)?))
+}
+
+fn parse_args(cmdline: &[u8]) -> Vec<Vec<u8>> {
+    if cmdline.is_empty() {
+        return Vec::new();
+    }
+    let list = cmdline.strip_suffix(b"\0").unwrap_or(cmdline);
+    let mut args = list.split(|&byte| byte == 0).map(<[u8]>::to_vec).collect();
+    cut_args(&mut args);
+    args
+}
+
+/// `Uid: real effective saved file-system`.
+fn effective(status: &[u8], field: &[u8]) -> Option<u32> {
+    let line = status.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(field))?;
+    std::str::from_utf8(line).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+fn read(path: &str, max: u64) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(max).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+fn link(path: &str) -> Vec<u8> {
+    let target = std::fs::read_link(Path::new(path)).unwrap_or_default();
+    let mut target = target.into_os_string().into_vec();
+    target.truncate(PATH_BYTES_MAX);
+    target
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_brackets_and_spaces_is_read() {
+        let stat = b"42 (a) R 1 (x)) S 7 42 42 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 512 1 2";
+        assert_eq!(parse_stat(stat), Some((b"a) R 1 (x)".to_vec(), 7, 5_120_000_000)));
+        assert_eq!(parse_stat(b"42 (a) R"), None);
+    }
+
+    #[test]
+    fn arguments_keep_empty_ones() {
+        assert_eq!(parse_args(b"a\0\0b\0"), [b"a".to_vec(), vec![], b"b".to_vec()]);
+        assert_eq!(parse_args(b""), Vec::<Vec<u8>>::new());
+        assert_eq!(parse_args(b"title"), [b"title".to_vec()]);
+    }
+
+    #[test]
+    fn this_process_is_described() {
+        let facts = facts(std::process::id()).unwrap();
+        assert_eq!(facts.executable, std::env::current_exe().unwrap().into_os_string().into_vec());
+        assert_eq!(facts.uid, Some(rustix::process::geteuid().as_raw()));
+        assert!(!facts.args.is_empty());
+        let now = crate::host::Moment::now().uptime_ns;
+        assert!(facts.start_ns.unwrap() < now && now - facts.start_ns.unwrap() < 3_600_000_000_000);
+    }
+
+    #[test]
+    fn a_deleted_file_is_called_so_only_when_it_has_no_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x (deleted)");
+        let file = File::create(&path).unwrap();
+        let (kept, _) = open_file(file.try_clone().unwrap().into()).unwrap();
+        assert_eq!((kept.deleted, kept.path.ends_with(b"/x (deleted)")), (false, true));
+        std::fs::remove_file(&path).unwrap();
+        let (gone, _) = open_file(file.into()).unwrap();
+        assert_eq!((gone.deleted, gone.path), (true, kept.path));
+    }
+}

@@ -1,0 +1,242 @@
+//! The one door from the sensors to detection: counts, filters by path, never blocks, and says what was lost.
+//!
+//! Assumes that the channel is bounded. What it hands over is detection's.
+
+use super::Observation;
+use crate::host::Moment;
+use crate::telemetry::Counters;
+use crossbeam_channel::{Sender, TrySendError};
+use std::sync::Arc;
+use vidette_protocol::wire::{self, GapReason};
+
+/// Path prefixes, component by component.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Paths {
+    /// Empty: everything.
+    pub(crate) watch: Vec<Vec<u8>>,
+    /// Never.
+    pub(crate) exclude: Vec<Vec<u8>>,
+}
+
+/// Where observations go.
+#[derive(Debug)]
+pub(crate) struct Outlet {
+    out: Sender<Observation>,
+    counters: Arc<Counters>,
+    paths: Paths,
+    losses: Vec<Loss>,
+    health: Vec<wire::Health>,
+}
+
+/// One reason's losses that nobody was told of yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Loss {
+    reason: GapReason,
+    count: Option<u64>,
+    from: Moment,
+    to: Moment,
+    detail: String,
+}
+
+/// Components that wait for room, each with its last state.
+const HEALTH_MAX: usize = 32;
+
+impl Paths {
+    /// Whether a path lies under what is watched and under nothing that is excluded.
+    #[must_use]
+    pub(crate) fn cover(&self, path: &[u8]) -> bool {
+        let under = |prefixes: &[Vec<u8>]| prefixes.iter().any(|prefix| is_under(path, prefix));
+        (self.watch.is_empty() || under(&self.watch)) && !under(&self.exclude)
+    }
+}
+
+/// `/a/b` is under `/a` and `/a/`, `/ab` is not; everything absolute is under `/`.
+#[must_use]
+pub(crate) fn is_under(path: &[u8], prefix: &[u8]) -> bool {
+    let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix);
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
+impl Outlet {
+    /// A door to `out`.
+    #[must_use]
+    pub(crate) fn new(out: Sender<Observation>, counters: Arc<Counters>, paths: Paths) -> Self {
+        Self { out, counters, paths, losses: Vec::new(), health: Vec::new() }
+    }
+
+    /// The filter.
+    #[must_use]
+    pub(crate) fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// Something of the agent's own: counted, not handed over.
+    pub(crate) fn own(&self) {
+        self.counters.sensor_seen.one();
+        self.counters.sensor_shed_own.one();
+    }
+
+    /// Something outside what is watched, or no regular file.
+    pub(crate) fn unwatched(&self) {
+        self.counters.sensor_seen.one();
+        self.counters.sensor_shed_unwatched.one();
+    }
+
+    /// The kernel or a library said that it dropped something: told as soon as there is room.
+    pub(crate) fn lost(
+        &mut self,
+        reason: GapReason,
+        count: Option<u64>,
+        from: Moment,
+        to: Moment,
+        detail: &str,
+    ) {
+        self.counters.sensor_seen.one();
+        self.counters.sensor_lost_kernel.one();
+        self.remember(Loss { reason, count, from, to, detail: detail.to_owned() });
+    }
+
+    /// A file or a program: true when detection has it.
+    pub(crate) fn pass(&mut self, observation: Observation, now: Moment) -> bool {
+        self.counters.sensor_seen.one();
+        match self.out.try_send(observation) {
+            Ok(()) => {
+                self.counters.sensor_passed.one();
+                true
+            }
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.counters.sensor_lost_queue.one();
+                self.remember(Loss {
+                    reason: GapReason::DetectionQueue,
+                    count: Some(1),
+                    from: now,
+                    to: now,
+                    detail: "detection could not keep up".to_owned(),
+                });
+                false
+            }
+        }
+    }
+
+    /// A sensor changed its state: told as soon as there is room, the last state of each.
+    pub(crate) fn health(&mut self, component: &str, state: wire::HealthState, message: String) {
+        self.health.retain(|waiting| waiting.component != component);
+        if self.health.len() < HEALTH_MAX {
+            self.health.push(wire::Health { component: component.to_owned(), state: state as i32, message });
+        }
+    }
+
+    /// Hands over what waits, as far as there is room.
+    pub(crate) fn flush(&mut self, now: Moment) {
+        while let Some(loss) = self.losses.first() {
+            let gap = wire::Gap {
+                reason: loss.reason as i32,
+                count: loss.count,
+                from_unix_ns: loss.from.unix_ns,
+                to_unix_ns: loss.to.unix_ns,
+                detail: loss.detail.clone(),
+                ..wire::Gap::default()
+            };
+            if self.out.try_send(Observation::Lost { gap, at: now }).is_err() {
+                return;
+            }
+            self.losses.remove(0);
+        }
+        while let Some(health) = self.health.first() {
+            if self.out.try_send(Observation::Health { health: health.clone(), at: now }).is_err() {
+                return;
+            }
+            self.health.remove(0);
+        }
+    }
+
+    /// Whether something waits for room.
+    #[must_use]
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.losses.is_empty() || !self.health.is_empty()
+    }
+
+    /// One entry a reason: counts add up while both are known, the range grows.
+    fn remember(&mut self, loss: Loss) {
+        match self.losses.iter_mut().find(|waiting| waiting.reason == loss.reason) {
+            Some(waiting) => {
+                waiting.count = waiting.count.zip(loss.count).map(|(one, other)| one.saturating_add(other));
+                waiting.to = loss.to;
+            }
+            None => self.losses.push(loss),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn moment(unix_ns: i64) -> Moment {
+        Moment { unix_ns, uptime_ns: 0 }
+    }
+
+    fn run() -> Observation {
+        let process = wire::Process::default();
+        Observation::ProgramRun { process, image: None, found: false, at: moment(0) }
+    }
+
+    fn balance(counters: &Counters) {
+        let shed = counters.sensor_shed_own.get() + counters.sensor_shed_unwatched.get();
+        let lost = counters.sensor_lost_queue.get() + counters.sensor_lost_kernel.get();
+        assert_eq!(counters.sensor_seen.get(), counters.sensor_passed.get() + shed + lost);
+    }
+
+    #[test]
+    fn a_full_queue_becomes_one_gap_with_the_exact_count() {
+        let (out, input) = crossbeam_channel::bounded(2);
+        let counters = Arc::new(Counters::default());
+        let mut outlet = Outlet::new(out, counters.clone(), Paths::default());
+        for time in 0..7 {
+            outlet.pass(run(), moment(time));
+        }
+        outlet.own();
+        outlet.unwatched();
+        outlet.flush(moment(7));
+        assert!(outlet.is_waiting());
+        input.recv().unwrap();
+        outlet.flush(moment(8));
+        assert!(!outlet.is_waiting());
+        input.recv().unwrap();
+        let Observation::Lost { gap, at } = input.recv().unwrap() else { panic!("not a gap") };
+        assert_eq!((gap.count, gap.from_unix_ns, gap.to_unix_ns, at), (Some(5), 2, 6, moment(8)));
+        assert_eq!(gap.reason, GapReason::DetectionQueue as i32);
+        assert_eq!(counters.sensor_lost_queue.get(), 5);
+        balance(&counters);
+    }
+
+    #[test]
+    fn an_unknown_count_stays_unknown() {
+        let (out, input) = crossbeam_channel::bounded(2);
+        let counters = Arc::new(Counters::default());
+        let mut outlet = Outlet::new(out, counters.clone(), Paths::default());
+        outlet.lost(GapReason::PortableQueue, Some(4), moment(1), moment(2), "x");
+        outlet.lost(GapReason::PortableQueue, None, moment(3), moment(4), "x");
+        outlet.flush(moment(5));
+        let Observation::Lost { gap, .. } = input.recv().unwrap() else { panic!("not a gap") };
+        assert_eq!((gap.count, gap.from_unix_ns, gap.to_unix_ns), (None, 1, 4));
+        balance(&counters);
+    }
+
+    #[test]
+    fn prefixes_are_whole_components() {
+        let paths = Paths { watch: vec![b"/a/".to_vec()], exclude: vec![b"/a/own".to_vec()] };
+        for (path, expected) in [
+            (&b"/a"[..], true),
+            (b"/a/b", true),
+            (b"/ab", false),
+            (b"/a/own/x", false),
+            (b"/a/owner", true),
+            (b"/", false),
+        ] {
+            assert_eq!(paths.cover(path), expected, "{}", path.escape_ascii());
+        }
+        assert!(Paths { watch: vec![b"/".to_vec()], exclude: vec![] }.cover(b"/x"));
+    }
+}

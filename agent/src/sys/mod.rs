@@ -1,10 +1,20 @@
-//! The only folder with `unsafe`: thin wrappers over system calls, one file a subject.
+//! System calls that no safe crate covers, each in a thin documented wrapper. The only folder with `unsafe`.
 //!
 //! Nothing here decides anything. Each unsafe block says why it is sound.
 
+/// Which clock goes on while the host sleeps.
+pub mod clock;
+/// Which file systems hold files of this host.
+pub mod filesystem;
 /// Linux: files that were written or are about to be run, each with an open descriptor.
 #[cfg(target_os = "linux")]
 pub mod fanotify;
 /// Linux: fork, exec and exit of every process.
 #[cfg(target_os = "linux")]
 pub mod connector;
+/// Gives up every right that the worker does not need.
+#[cfg(target_os = "linux")]
+pub mod sandbox;
+/// What the worker's sandbox must deny, tried for real.
+#[cfg(target_os = "linux")]
+pub mod attempts;

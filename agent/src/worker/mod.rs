@@ -1,1 +1,181 @@
 //! Stage 2b: the sandboxed process that parses file content, and the handle to it.
+//!
+//! ```text
+//! detection -> pool (flight, poison) -> process ==socket, SCM_RIGHTS==> inside (compile, scan, matches)
+//! ```
+//!
+//! The parent's half assumes nothing of the other: answers are decoded as hostile input. The worker's half assumes
+//! nothing of files. `yara-x` is used here only, and of these files only by `compile`, `inside`, `matches`, `scan`.
+
+/// What the two halves say to each other.
+pub mod messages;
+/// One message, and at most one descriptor, over a socket that keeps messages apart.
+pub mod channel;
+/// The parent's half: a worker when there is work, another when it dies.
+pub mod pool;
+/// Which job the worker has, and which one killed it.
+pub mod flight;
+/// Files that killed it, not to be tried again.
+pub mod poison;
+/// One worker process as its parent sees it.
+pub mod process;
+/// The worker's half.
+pub mod inside;
+/// Rule sources to rules.
+pub mod compile;
+/// One open file to a verdict.
+pub mod scan;
+/// What matched, as the contract says it.
+pub mod matches;
+/// Whether the sandbox holds, tried from inside.
+pub mod probe;
+
+use std::process::ExitCode;
+use vidette_protocol::wire;
+
+/// Files of rules that are loaded at once.
+pub const RULE_FILES_MAX: usize = 4096;
+/// All rule sources together. Bytes.
+pub const RULES_BYTES_MAX: usize = 32 << 20;
+/// A file above it is scanned at its head and tail only, unless the configuration says otherwise. Bytes.
+pub const SIZE_DEFAULT_BYTES: u64 = 64 << 20;
+/// What a configuration may raise it to, because each scanner thread holds that much. Bytes.
+pub const SIZE_BYTES_MAX: u64 = 256 << 20;
+/// Scans in flight in one worker.
+pub const THREADS_MAX: usize = 16;
+
+/// One file of rules as source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// How it is named in errors and as a namespace.
+    pub name: String,
+    /// What it says; not necessarily UTF-8.
+    pub text: Vec<u8>,
+}
+
+/// Rules as source, with the name of exactly these sources.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleSet {
+    version: String,
+    sources: Vec<Source>,
+}
+
+impl RuleSet {
+    /// Computes the version: 16 hex digits of BLAKE3 over every name and text, in order.
+    #[must_use]
+    pub fn new(sources: Vec<Source>) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for source in &sources {
+            for part in [source.name.as_bytes(), &source.text] {
+                hasher.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
+                hasher.update(part);
+            }
+        }
+        let mut version = hasher.finalize().to_hex().to_string();
+        version.truncate(16);
+        Self { version, sources }
+    }
+
+    /// 16 hex digits.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The files.
+    #[must_use]
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+}
+
+/// What became of one file.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// The worker answered.
+    Scanned(Scan),
+    /// It did not in time, and was killed.
+    TimedOut(String),
+    /// It died of this file, now or before.
+    Died(String),
+    /// There is no worker.
+    NotScanned(String),
+}
+
+/// The worker's answer for one file, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scan {
+    /// Clean, matched, too large, timed out or failed.
+    pub verdict: wire::Verdict,
+    /// BLAKE3 of the bytes that were scanned; `None` when none could be read.
+    pub blake3: Option<[u8; 32]>,
+    /// SHA-256 of the same, when rules matched.
+    pub sha256: Option<[u8; 32]>,
+    /// Most severe first.
+    pub rules: Vec<wire::RuleMatch>,
+    /// Why it is not clean, or what was left out.
+    pub detail: String,
+    /// How long it took in the worker. Microseconds.
+    pub scan_us: u64,
+    /// How much was scanned. Bytes.
+    pub scanned_bytes: u64,
+    /// The file was the same before and after it was read.
+    pub stable: bool,
+}
+
+/// `vidette-agent worker`: not for people.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Try what the sandbox must deny and print what each attempt got.
+    #[arg(long)]
+    probe: bool,
+    /// The sandboxed half of `--probe`.
+    #[arg(long, hide = true)]
+    probe_inside: bool,
+    /// End the process at the first system call that is not allowed, instead of refusing it.
+    #[arg(long)]
+    kill_on_violation: bool,
+}
+
+/// Runs the worker, or the probe of its sandbox.
+///
+/// # Errors
+/// One sentence on what failed.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    use crate::sys::sandbox::Violation;
+    let violation = if args.kill_on_violation { Violation::Kill } else { Violation::Deny };
+    if args.probe {
+        return probe::run(violation);
+    }
+    if args.probe_inside { probe::inside(violation) } else { inside::run(violation) }
+}
+
+/// The longest start of `text` that is at most `max` bytes and whole characters.
+pub(crate) fn clip(text: &str, max: usize) -> String {
+    let mut end = max.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_tells_names_and_texts_apart() {
+        let set = |name: &str, text: &str| RuleSet::new(vec![Source { name: name.into(), text: text.into() }]);
+        assert_eq!(set("a", "bc").version().len(), 16);
+        assert_eq!(set("a", "bc"), set("a", "bc"));
+        assert_ne!(set("a", "bc").version(), set("ab", "c").version());
+        assert_ne!(set("a", "").version(), RuleSet::new(vec![]).version());
+    }
+
+    #[test]
+    fn a_text_is_clipped_between_characters() {
+        assert_eq!(clip("aé", 2), "a");
+        assert_eq!(clip("aé", 3), "aé");
+        assert_eq!(clip("", 5), "");
+    }
+}

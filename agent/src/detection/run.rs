@@ -1,0 +1,398 @@
+//! The detection thread: takes observations, keeps the worker busy, sends events. Decides little; `queue`, `cache`,
+//! `pool` and `events` do.
+
+use super::cache::{Cache, Known};
+use super::events::{self, Item, Looked, What};
+use super::queue::{Next, Push, Pushed, Queue};
+use super::rules::RuleSources;
+use super::{Config, Snapshot, lock};
+use crate::host::{Host, Moment};
+use crate::sensors::{Observation, OpenFile};
+use crate::telemetry::Counters;
+use crate::worker::messages::{Loaded, Ready};
+use crate::worker::poison::FileKey;
+use crate::worker::pool::{Done, Output, Pool, Settings};
+use crate::worker::{Outcome, Scan};
+use crossbeam_channel::{Receiver, Sender, never, select};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use vidette_protocol::wire::{self, HealthState, Trigger, Verdict};
+
+/// Observations that are taken before the worker is looked after again.
+const TAKEN_AT_ONCE_MAX: usize = 256;
+/// How often at most a gap of this stage's own queue is told.
+const GAP_PACE: Duration = Duration::from_secs(1);
+/// The longest sleep, so that no mistake in a deadline stops the stage for good.
+const SLEEP_MAX: Duration = Duration::from_secs(60);
+
+/// What the thread is started with.
+pub(super) struct Stage {
+    pub(super) counters: Arc<Counters>,
+    pub(super) input: Receiver<Observation>,
+    pub(super) out: Sender<wire::Event>,
+    pub(super) reloads: Receiver<RuleSources>,
+    pub(super) shared: Arc<Mutex<Snapshot>>,
+}
+
+/// A file that the worker has.
+struct InFlight {
+    key: FileKey,
+    file: wire::File,
+    items: Vec<Item>,
+    began_ns: i64,
+}
+
+struct Shed {
+    count: u64,
+    since: Moment,
+    tell_at: Instant,
+}
+
+struct Running {
+    host: Host,
+    telemetry: bool,
+    counters: Arc<Counters>,
+    out: Sender<wire::Event>,
+    shared: Arc<Mutex<Snapshot>>,
+    queue: Queue<OwnedFd, Item>,
+    cache: Cache,
+    pool: Pool,
+    in_flight: HashMap<u64, InFlight>,
+    last_id: u64,
+    shed: Option<Shed>,
+    /// Of rule files that could not be read.
+    source_errors: Vec<String>,
+    /// The rules that were announced last.
+    announced: Option<String>,
+    worker_failed: bool,
+    sandbox_told: bool,
+    /// Nobody takes events any more.
+    closed: bool,
+}
+
+impl Stage {
+    pub(super) fn run(self, config: Config) {
+        let found = config.rules.load();
+        let source_errors = found.errors.clone();
+        let pool = Pool::new(Settings {
+            launcher: config.launcher,
+            rules: found.into_set(),
+            threads: config.scans_parallel,
+            size_max_bytes: config.size_max_bytes,
+            timeout: config.scan_timeout,
+        });
+        let mut running = Running {
+            host: config.host,
+            telemetry: config.telemetry,
+            counters: self.counters,
+            out: self.out,
+            shared: self.shared,
+            queue: Queue::default(),
+            cache: Cache::default(),
+            pool,
+            in_flight: HashMap::new(),
+            last_id: 0,
+            shed: None,
+            source_errors,
+            announced: None,
+            worker_failed: false,
+            sandbox_told: false,
+            closed: false,
+        };
+        let outputs = running.pool.prepare(Instant::now());
+        running.settle(outputs);
+        running.go(self.input, self.reloads);
+    }
+}
+
+impl Running {
+    fn go(&mut self, mut input: Receiver<Observation>, mut reloads: Receiver<RuleSources>) {
+        let mut open = true;
+        loop {
+            self.work();
+            if self.closed || (!open && self.queue.is_empty() && self.in_flight.is_empty()) {
+                self.tell_gap();
+                return;
+            }
+            let notes = self.pool.notes().clone();
+            select! {
+                recv(input) -> observation => match observation {
+                    Ok(observation) => {
+                        self.take(observation);
+                        for observation in input.try_iter().take(TAKEN_AT_ONCE_MAX) {
+                            self.take(observation);
+                        }
+                    }
+                    Err(_) => {
+                        open = false;
+                        input = never();
+                    }
+                },
+                recv(notes) -> note => if let Ok(note) = note {
+                    let outputs = self.pool.note(note, Instant::now());
+                    self.settle(outputs);
+                },
+                recv(reloads) -> sources => match sources {
+                    Ok(sources) => self.reload(&sources),
+                    Err(_) => reloads = never(),
+                },
+                default(self.sleep()) => {}
+            }
+        }
+    }
+
+    fn sleep(&self) -> Duration {
+        let held = self.queue.due_at().filter(|_| self.pool.room() > 0);
+        let dates = [self.pool.wake_at(), held, self.shed.as_ref().map(|shed| shed.tell_at)];
+        let first = dates.into_iter().flatten().min();
+        first.map_or(SLEEP_MAX, |at| at.saturating_duration_since(Instant::now()).min(SLEEP_MAX))
+    }
+
+    /// What is due, and what the worker has room for.
+    fn work(&mut self) {
+        let now = Instant::now();
+        let outputs = self.pool.tick(now);
+        self.settle(outputs);
+        while self.pool.room() > 0 {
+            let Some(next) = self.queue.pop(now) else { break };
+            self.look(next, now);
+        }
+        if self.shed.as_ref().is_some_and(|shed| shed.tell_at <= now) {
+            self.tell_gap();
+        }
+        let mut shared = lock(&self.shared);
+        shared.worker_pid = self.pool.pid();
+        shared.queue_length = self.queue.len() + self.in_flight.len();
+        shared.poisoned = self.pool.poisoned();
+        if shared.rules_version != self.pool.rules_version() {
+            self.pool.rules_version().clone_into(&mut shared.rules_version);
+        }
+    }
+
+    fn emit(&mut self, event: wire::Event) {
+        self.closed |= self.out.send(event).is_err();
+    }
+
+    fn take(&mut self, observation: Observation) {
+        self.counters.detection_seen.one();
+        match observation {
+            Observation::FileWritten { file, process, trigger, at } => {
+                self.enqueue(file, What::Written(process, trigger), at, false);
+            }
+            Observation::ProgramRun { process, image: Some(image), found, at } => {
+                self.enqueue(image, What::Run(process, found), at, true);
+            }
+            Observation::ProgramRun { process, image: None, found, at } => {
+                self.counters.detection_unscanned.one();
+                self.emit_telemetry(|host| events::run_without_image(host, process, found, at));
+            }
+            Observation::ProcessEnded { process, status, at } => {
+                self.emit_telemetry(|host| events::ended(host, process, status, at));
+            }
+            Observation::Lost { gap, at } => {
+                let event = events::gap(&self.host, gap, at);
+                self.emit(event);
+            }
+            Observation::Health { health, at } => {
+                let event = events::health(&self.host, health, at);
+                self.emit(event);
+            }
+        }
+    }
+
+    fn emit_telemetry(&mut self, event: impl FnOnce(&Host) -> wire::Event) {
+        if self.telemetry {
+            let event = event(&self.host);
+            self.emit(event);
+        }
+    }
+
+    fn enqueue(&mut self, file: OpenFile, what: What, at: Moment, urgent: bool) {
+        let item = Item { path: file.path, deleted: file.deleted, what, at };
+        let stat = match rustix::fs::fstat(&file.descriptor) {
+            Ok(stat) => events::file(&stat),
+            Err(error) => {
+                let outcome = Outcome::NotScanned(format!("the file could not be looked at: {error}"));
+                return self.conclude(vec![item], wire::File::default(), outcome, "");
+            }
+        };
+        let push = Push { id: (stat.device, stat.inode), file: file.descriptor, item, urgent };
+        match self.queue.push(push, Instant::now()) {
+            Pushed::Queued => {}
+            Pushed::Replaced(_) => self.counters.detection_coalesced.one(),
+            Pushed::Full(_, item) => {
+                self.shed_one(item.at);
+                let outcome = Outcome::NotScanned("too many files were waiting to be scanned".into());
+                self.conclude(vec![item], stat, outcome, "");
+            }
+        }
+    }
+
+    fn shed_one(&mut self, at: Moment) {
+        let shed = self.shed.get_or_insert_with(|| Shed { count: 0, since: at, tell_at: Instant::now() + GAP_PACE });
+        shed.count += 1;
+    }
+
+    fn tell_gap(&mut self) {
+        let Some(shed) = self.shed.take() else { return };
+        let now = Moment::now();
+        let gap = wire::Gap {
+            reason: wire::GapReason::DetectionQueue.into(),
+            count: Some(shed.count),
+            from_unix_ns: shed.since.unix_ns,
+            to_unix_ns: now.unix_ns,
+            detail: "files were not scanned because too many were waiting".to_owned(),
+            ..Default::default()
+        };
+        let event = events::gap(&self.host, gap, now);
+        self.emit(event);
+    }
+
+    /// Answers from the cache, or hands the file to the worker.
+    fn look(&mut self, next: Next<OwnedFd, Item>, now: Instant) {
+        let stat = match rustix::fs::fstat(&next.file) {
+            Ok(stat) => stat,
+            Err(error) => {
+                let outcome = Outcome::NotScanned(format!("the file could not be looked at: {error}"));
+                return self.conclude(next.items, wire::File::default(), outcome, "");
+            }
+        };
+        let (key, file) = (FileKey::of(&stat), events::file(&stat));
+        let began_ns = Moment::now().unix_ns;
+        let rules_version = self.pool.rules_version().to_owned();
+        if next.items.iter().all(may_be_cached)
+            && let Some(known) = self.cache.get(&key, &rules_version, began_ns)
+        {
+            self.counters.detection_cached.one();
+            return self.conclude(next.items, file, recalled(known), &rules_version);
+        }
+        self.last_id += 1;
+        self.in_flight.insert(self.last_id, InFlight { key, file, items: next.items, began_ns });
+        let outputs = self.pool.submit(self.last_id, next.file, now);
+        self.settle(outputs);
+    }
+
+    fn settle(&mut self, outputs: Vec<Output>) {
+        for output in outputs {
+            match output {
+                Output::Done(done) => self.done(*done),
+                Output::Started(ready) => self.started(&ready),
+                Output::Loaded(loaded) => self.loaded(&loaded),
+                Output::RulesRefused { version, reason } => {
+                    let message = format!("rules {version} are not used: {reason}");
+                    self.tell_health("rules", HealthState::Failed, &message);
+                }
+                Output::Died(detail) => {
+                    self.counters.worker_deaths.one();
+                    self.tell_health("worker", HealthState::Degraded, &detail);
+                }
+                Output::Unavailable(reason) => {
+                    self.worker_failed = true;
+                    self.tell_health("worker", HealthState::Failed, &format!("files are not scanned: {reason}"));
+                }
+            }
+        }
+    }
+
+    fn tell_health(&mut self, component: &str, state: HealthState, message: &str) {
+        tracing::warn!(component, message = %vidette_protocol::escape::terminal(message.as_bytes()), "health changed");
+        let event = events::own_health(&self.host, component, state, message);
+        self.emit(event);
+    }
+
+    fn done(&mut self, done: Done) {
+        let Some(flight) = self.in_flight.remove(&done.id) else { return };
+        if let Outcome::Scanned(scan) = &done.outcome {
+            self.counters.detection_scanned.one();
+            if let Ok(after) = rustix::fs::fstat(&done.file) {
+                self.cache.put(&flight.key, &FileKey::of(&after), flight.began_ns, &done.rules_version, scan);
+            }
+        }
+        self.conclude(flight.items, flight.file, done.outcome, &done.rules_version);
+    }
+
+    /// Every observation gets its events.
+    fn conclude(&mut self, items: Vec<Item>, file: wire::File, outcome: Outcome, rules_version: &str) {
+        let looked = Looked::new(file, outcome, rules_version);
+        if looked.verdict == Verdict::NotScanned {
+            self.counters.detection_unscanned.add(items.len() as u64);
+        }
+        for item in items {
+            if let Some(event) = looked.detection(&self.host, &item) {
+                self.emit(event);
+            }
+            self.emit_telemetry(|host| looked.telemetry(host, item));
+        }
+    }
+
+    fn started(&mut self, ready: &Ready) {
+        tracing::debug!(landlock = ready.landlock, user_dropped = ready.user_dropped, "scanner started");
+        if ready.landlock == "none" && !self.sandbox_told {
+            self.sandbox_told = true;
+            let message = "this kernel has no Landlock: the scanner is held by its system-call filter and user alone";
+            self.tell_health("worker", HealthState::Degraded, message);
+        }
+    }
+
+    fn loaded(&mut self, loaded: &Loaded) {
+        if self.worker_failed {
+            self.worker_failed = false;
+            self.tell_health("worker", HealthState::Ok, "files are scanned again");
+        }
+        // A worker that is started again after idling loads the same rules: that is no news.
+        if self.announced.as_ref() == Some(&loaded.version) {
+            return;
+        }
+        let first = self.announced.replace(loaded.version.clone()).is_none();
+        let problems = loaded.problems.iter().filter(|problem| problem.error).map(|problem| {
+            format!("{}:{}:{}: {}", problem.file, problem.line, problem.column, problem.message)
+        });
+        let errors: Vec<String> = self.source_errors.iter().cloned().chain(problems).collect();
+        let event = events::rules_loaded(&self.host, &loaded.version, loaded.rules, errors.len());
+        self.emit(event);
+        if !errors.is_empty() {
+            self.tell_health("rules", HealthState::Degraded, &format!("left out: {}", errors.join("; ")));
+        } else if !first {
+            self.tell_health("rules", HealthState::Ok, "all rules are in use");
+        }
+        let mut shared = lock(&self.shared);
+        (shared.rules_count, shared.rule_errors) = (loaded.rules, errors);
+    }
+
+    fn reload(&mut self, sources: &RuleSources) {
+        let found = sources.load();
+        self.source_errors.clone_from(&found.errors);
+        self.announced = None;
+        let outputs = self.pool.use_rules(found.into_set(), Instant::now());
+        self.settle(outputs);
+    }
+}
+
+/// A close-write says that the content may be new whatever the times say.
+fn may_be_cached(item: &Item) -> bool {
+    match &item.what {
+        What::Run(..) => true,
+        What::Written(_, trigger) => match trigger {
+            Trigger::Rename | Trigger::Link | Trigger::Sweep => true,
+            Trigger::CloseWrite | Trigger::Exec | Trigger::Request | Trigger::Unspecified => false,
+        },
+    }
+}
+
+fn recalled(known: Known) -> Outcome {
+    Outcome::Scanned(match known {
+        Known::Clean(digest) => Scan {
+            verdict: Verdict::Clean,
+            blake3: Some(digest),
+            sha256: None,
+            rules: Vec::new(),
+            detail: String::new(),
+            scan_us: 0,
+            scanned_bytes: 0,
+            stable: true,
+        },
+        Known::Matched(scan) => Scan { scan_us: 0, ..(*scan).clone() },
+    })
+}

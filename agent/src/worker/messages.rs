@@ -1,0 +1,397 @@
+//! What the two halves of the worker say to each other: one protobuf message a packet, bounded in size.
+//!
+//! Requests come from the parent and are trusted; answers come from a process that may have been taken over by a
+//! file, so [`Answer::decode_hostile`] takes nothing on trust. They go on to `pool` as [`super::Scan`].
+
+use super::{RULE_FILES_MAX, Scan};
+use prost::Message as _;
+use vidette_protocol::limits::{LIST_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, TEXT_BYTES_MAX};
+use vidette_protocol::{check, limits, wire};
+
+/// One request without its descriptor. Bytes.
+pub const REQUEST_BYTES_MAX: usize = 4096;
+/// One answer. Bytes.
+pub const ANSWER_BYTES_MAX: usize = 144 << 10;
+/// All matches of one file, as encoded; what is beyond is left out, least severe first. Bytes.
+pub const MATCHES_BYTES_MAX: usize = 96 << 10;
+/// Errors and warnings of rules that are told, of all rule files together.
+pub const PROBLEMS_MAX: usize = 256;
+/// All of them, as encoded. Bytes.
+pub const PROBLEMS_BYTES_MAX: usize = 128 << 10;
+
+const _: () = assert!(MATCHES_BYTES_MAX + 4 * TEXT_BYTES_MAX < ANSWER_BYTES_MAX);
+const _: () = assert!(PROBLEMS_BYTES_MAX + 4 * TEXT_BYTES_MAX < ANSWER_BYTES_MAX);
+const _: () = assert!(
+    MATCHES_BYTES_MAX + 4 * PATH_BYTES_MAX + 2 * limits::ARGS_BYTES_MAX + 16 * 1024 < limits::EVENT_BYTES_MAX
+);
+
+/// From the parent.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Request {
+    /// What it wants.
+    #[prost(oneof = "Ask", tags = "1, 2")]
+    pub ask: Option<Ask>,
+}
+
+/// What the parent wants; each comes with a descriptor.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Ask {
+    /// Compile these rules: the first request, and once.
+    #[prost(message, tag = "1")]
+    Load(Load),
+    /// Scan this file.
+    #[prost(message, tag = "2")]
+    Scan(ScanRequest),
+}
+
+/// With a sealed memory file that holds [`RuleFiles`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Load {
+    /// The version of the rule set.
+    #[prost(string, tag = "1")]
+    pub version: String,
+    /// Scans in flight.
+    #[prost(uint32, tag = "2")]
+    pub threads: u32,
+}
+
+/// With the file to scan.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ScanRequest {
+    /// The answer carries it back.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// Above it only head and tail are scanned. Bytes.
+    #[prost(uint64, tag = "2")]
+    pub size_max_bytes: u64,
+    /// When the scan is given up. Milliseconds.
+    #[prost(uint64, tag = "3")]
+    pub timeout_ms: u64,
+}
+
+/// All rule sources.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RuleFiles {
+    /// In the order of the rule set.
+    #[prost(message, repeated, tag = "1")]
+    pub files: Vec<RuleFile>,
+}
+
+/// One of them.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RuleFile {
+    /// Its name and namespace.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Its source.
+    #[prost(bytes = "vec", tag = "2")]
+    pub text: Vec<u8>,
+}
+
+/// From the worker, as sent.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RawAnswer {
+    /// What it says.
+    #[prost(oneof = "Say", tags = "1, 2, 3, 4")]
+    pub say: Option<Say>,
+}
+
+/// What the worker says.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Say {
+    /// The sandbox is closed, or could not be.
+    #[prost(message, tag = "1")]
+    Ready(Ready),
+    /// The rules are compiled.
+    #[prost(message, tag = "2")]
+    Loaded(Loaded),
+    /// One file's verdict.
+    #[prost(message, tag = "3")]
+    Scanned(Scanned),
+    /// Its last words: why it ends itself.
+    #[prost(string, tag = "4")]
+    Dying(String),
+}
+
+/// The sandbox is closed, or could not be.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Ready {
+    /// How much of Landlock this kernel has: `full`, `partial`, `none`.
+    #[prost(string, tag = "1")]
+    pub landlock: String,
+    /// It runs as `nobody`.
+    #[prost(bool, tag = "2")]
+    pub user_dropped: bool,
+    /// Why there is no sandbox; empty when there is.
+    #[prost(string, tag = "3")]
+    pub failure: String,
+}
+
+/// The rules are compiled.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Loaded {
+    /// As in [`Load`].
+    #[prost(string, tag = "1")]
+    pub version: String,
+    /// How many rules.
+    #[prost(uint32, tag = "2")]
+    pub rules: u32,
+    /// Errors first, then warnings.
+    #[prost(message, repeated, tag = "3")]
+    pub problems: Vec<Problem>,
+    /// How many more there are.
+    #[prost(uint32, tag = "4")]
+    pub problems_left_out: u32,
+}
+
+/// An error or a warning of one rule file.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Problem {
+    /// The file's name.
+    #[prost(string, tag = "1")]
+    pub file: String,
+    /// From 1; 0 when it is about no line.
+    #[prost(uint32, tag = "2")]
+    pub line: u32,
+    /// From 1, in characters; 0 when it is about no line.
+    #[prost(uint32, tag = "3")]
+    pub column: u32,
+    /// The compiler's code of it, such as `E001`.
+    #[prost(string, tag = "4")]
+    pub code: String,
+    /// One sentence.
+    #[prost(string, tag = "5")]
+    pub message: String,
+    /// The file was left out because of it; else a warning.
+    #[prost(bool, tag = "6")]
+    pub error: bool,
+}
+
+/// One file's verdict.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Scanned {
+    /// As in [`ScanRequest`].
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// See [`Scan::verdict`].
+    #[prost(enumeration = "wire::Verdict", tag = "2")]
+    pub verdict: i32,
+    /// 32 bytes or none.
+    #[prost(bytes = "vec", tag = "3")]
+    pub blake3: Vec<u8>,
+    /// 32 bytes or none.
+    #[prost(bytes = "vec", tag = "4")]
+    pub sha256: Vec<u8>,
+    /// Most severe first.
+    #[prost(message, repeated, tag = "5")]
+    pub rules: Vec<wire::RuleMatch>,
+    /// See [`Scan::detail`].
+    #[prost(string, tag = "6")]
+    pub detail: String,
+    /// Microseconds.
+    #[prost(uint64, tag = "7")]
+    pub scan_us: u64,
+    /// Bytes.
+    #[prost(uint64, tag = "8")]
+    pub scanned_bytes: u64,
+    /// See [`Scan::stable`].
+    #[prost(bool, tag = "9")]
+    pub stable: bool,
+}
+
+/// An answer that was checked.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// The sandbox is closed, or could not be.
+    Ready(Ready),
+    /// The rules are compiled.
+    Loaded(Loaded),
+    /// One file's verdict.
+    Scanned {
+        /// Which request it answers; the pool knows whether there is one.
+        id: u64,
+        /// The verdict.
+        scan: Scan,
+    },
+    /// It ends itself; the text is bounded, not trusted.
+    Dying(String),
+}
+
+/// An answer that no worker of ours gives.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Hostile {
+    /// Not the format, or longer than allowed.
+    #[error("the scanner's answer could not be read")]
+    Unreadable,
+    /// A field that can't be.
+    #[error("the scanner's answer has a bad {0}")]
+    Field(&'static str),
+}
+
+impl Answer {
+    /// Reads an answer of a process that may be in an attacker's hands.
+    ///
+    /// # Errors
+    /// [`Hostile`] for whatever breaks the format, a limit, or the sense of it: a clean file with matches.
+    pub fn decode_hostile(bytes: &[u8]) -> Result<Self, Hostile> {
+        if bytes.len() > ANSWER_BYTES_MAX {
+            return Err(Hostile::Unreadable);
+        }
+        let raw = RawAnswer::decode(bytes).map_err(|_| Hostile::Unreadable)?;
+        match raw.say.ok_or(Hostile::Unreadable)? {
+            Say::Ready(ready) => {
+                at_most(&[(&ready.landlock, NAME_BYTES_MAX), (&ready.failure, TEXT_BYTES_MAX)], "text")?;
+                Ok(Self::Ready(ready))
+            }
+            Say::Loaded(loaded) => check_loaded(loaded),
+            Say::Scanned(scanned) => check_scanned(scanned),
+            Say::Dying(reason) => {
+                at_most(&[(&reason, TEXT_BYTES_MAX)], "text")?;
+                Ok(Self::Dying(reason))
+            }
+        }
+    }
+}
+
+fn check_loaded(loaded: Loaded) -> Result<Answer, Hostile> {
+    at_most(&[(&loaded.version, NAME_BYTES_MAX)], "version")?;
+    if loaded.problems.len() > PROBLEMS_MAX {
+        return Err(Hostile::Field("number of problems"));
+    }
+    for problem in &loaded.problems {
+        let texts = [(&problem.file, PATH_BYTES_MAX), (&problem.code, NAME_BYTES_MAX), (&problem.message, TEXT_BYTES_MAX)];
+        at_most(&texts, "problem")?;
+    }
+    Ok(Answer::Loaded(loaded))
+}
+
+fn check_scanned(scanned: Scanned) -> Result<Answer, Hostile> {
+    let verdict = wire::Verdict::try_from(scanned.verdict).map_err(|_| Hostile::Field("verdict"))?;
+    let sensible = match verdict {
+        wire::Verdict::Clean => scanned.rules.is_empty() && !scanned.blake3.is_empty(),
+        wire::Verdict::Matched => {
+            !scanned.rules.is_empty() && !scanned.blake3.is_empty() && !scanned.sha256.is_empty()
+        }
+        wire::Verdict::TooLarge | wire::Verdict::TimedOut | wire::Verdict::Failed => scanned.rules.is_empty(),
+        wire::Verdict::Unspecified | wire::Verdict::NotScanned => false,
+    };
+    if !sensible {
+        return Err(Hostile::Field("verdict"));
+    }
+    for rule in &scanned.rules {
+        let severity = wire::Severity::try_from(rule.severity).map_err(|_| Hostile::Field("severity"))?;
+        if severity == wire::Severity::Unspecified || rule.techniques.len() > LIST_MAX {
+            return Err(Hostile::Field("rule"));
+        }
+    }
+    let detection = wire::Detection { rules: scanned.rules, detail: scanned.detail, ..Default::default() };
+    let event = wire::Event { kind: Some(wire::event::Kind::Detection(detection)), ..Default::default() };
+    check::event(&event).map_err(|_| Hostile::Field("length"))?;
+    let Some(wire::event::Kind::Detection(detection)) = event.kind else { return Err(Hostile::Unreadable) };
+    let scan = Scan {
+        verdict,
+        blake3: digest(&scanned.blake3)?,
+        sha256: digest(&scanned.sha256)?,
+        rules: detection.rules,
+        detail: detection.detail,
+        scan_us: scanned.scan_us,
+        scanned_bytes: scanned.scanned_bytes,
+        stable: scanned.stable,
+    };
+    Ok(Answer::Scanned { id: scanned.id, scan })
+}
+
+fn digest(bytes: &[u8]) -> Result<Option<[u8; 32]>, Hostile> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    bytes.try_into().map(Some).map_err(|_| Hostile::Field("digest"))
+}
+
+fn at_most(texts: &[(&String, usize)], field: &'static str) -> Result<(), Hostile> {
+    if texts.iter().any(|(text, max)| text.len() > *max) { Err(Hostile::Field(field)) } else { Ok(()) }
+}
+
+impl RuleFiles {
+    /// Whether it is within what a worker takes.
+    #[must_use]
+    pub fn is_bounded(&self) -> bool {
+        self.files.len() <= RULE_FILES_MAX
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use rand::rngs::StdRng;
+    use rand::{Rng as _, SeedableRng as _};
+
+    fn matched() -> Scanned {
+        Scanned {
+            id: 7,
+            verdict: wire::Verdict::Matched as i32,
+            blake3: vec![1; 32],
+            sha256: vec![2; 32],
+            rules: vec![wire::RuleMatch {
+                name: "rule".into(),
+                severity: wire::Severity::High as i32,
+                ..Default::default()
+            }],
+            stable: true,
+            ..Default::default()
+        }
+    }
+
+    fn encode(scanned: Scanned) -> Vec<u8> {
+        RawAnswer { say: Some(Say::Scanned(scanned)) }.encode_to_vec()
+    }
+
+    #[test]
+    fn an_honest_answer_is_read() {
+        let Answer::Scanned { id, scan } = Answer::decode_hostile(&encode(matched())).unwrap() else { panic!() };
+        assert_eq!((id, scan.verdict, scan.rules.len()), (7, wire::Verdict::Matched, 1));
+        assert_eq!(scan.blake3, Some([1; 32]));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let refused: [(&str, fn(&mut Scanned)); 9] = [
+            ("clean with matches", |s| s.verdict = wire::Verdict::Clean as i32),
+            ("matched without rules", |s| s.rules.clear()),
+            ("not scanned", |s| s.verdict = wire::Verdict::NotScanned as i32),
+            ("unknown verdict", |s| s.verdict = 99),
+            ("short digest", |s| s.blake3.truncate(31)),
+            ("no digest", |s| s.sha256.clear()),
+            ("no severity", |s| s.rules[0].severity = 0),
+            ("long name", |s| s.rules[0].name = "x".repeat(NAME_BYTES_MAX + 1)),
+            ("many rules", |s| s.rules = vec![s.rules[0].clone(); limits::RULES_MAX + 1]),
+        ];
+        for (what, change) in refused {
+            let mut scanned = matched();
+            change(&mut scanned);
+            assert!(matches!(Answer::decode_hostile(&encode(scanned)), Err(Hostile::Field(_))), "{what}");
+        }
+        assert_eq!(Answer::decode_hostile(&[]), Err(Hostile::Unreadable));
+        assert_eq!(Answer::decode_hostile(&vec![0; ANSWER_BYTES_MAX + 1]), Err(Hostile::Unreadable));
+    }
+
+    #[test]
+    fn garbage_is_refused_or_within_every_limit() {
+        let honest = encode(matched());
+        for seed in 0..2_000u64 {
+            let mut random = StdRng::seed_from_u64(seed);
+            let mut bytes = honest.clone();
+            for _ in 0..random.random_range(1..8) {
+                let at = random.random_range(0..bytes.len());
+                bytes[at] = random.random();
+            }
+            bytes.truncate(random.random_range(0..=bytes.len()));
+            let Ok(answer) = Answer::decode_hostile(&bytes) else { continue };
+            if let Answer::Scanned { scan, .. } = answer {
+                assert!(scan.rules.len() <= limits::RULES_MAX, "seed {seed}");
+                assert!(scan.verdict != wire::Verdict::Clean || scan.rules.is_empty(), "seed {seed}");
+            }
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! One open file to a verdict, inside the worker: read once into memory, scan and hash those bytes.
+//!
+//! Assumes a descriptor that somebody checked, and checks it again. Never maps the file: others can change it.
+
+use super::messages::{ScanRequest, Scanned};
+use super::{clip, matches};
+use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::{Duration, Instant};
+use vidette_protocol::limits::TEXT_BYTES_MAX;
+use vidette_protocol::wire::{RuleMatch, Verdict};
+use yara_x::{ScanError, Scanner};
+
+/// Matches of one pattern that the scanner keeps.
+pub const MATCHES_PER_PATTERN_MAX: usize = 1000;
+/// How a buffer grows. Bytes.
+const READ_BYTES: usize = 1 << 20;
+/// A buffer that grew beyond it is given back after the scan. Bytes.
+const BUFFER_KEPT_BYTES_MAX: usize = 8 << 20;
+/// The scanner's clock ticks once a second and may tick at once: less would end scans that just began.
+const TIMEOUT_MIN: Duration = Duration::from_secs(2);
+
+/// What is found while one file is scanned.
+#[derive(Default)]
+struct Findings {
+    rules: Vec<RuleMatch>,
+    blake3: blake3::Hasher,
+    sha256: Sha256,
+    bytes: u64,
+}
+
+/// Reads and scans one file. Every way to end is a verdict.
+#[must_use]
+pub fn scan(scanner: &mut Scanner<'_>, request: &ScanRequest, file: &OwnedFd, buffer: &mut Vec<u8>) -> Scanned {
+    let start = Instant::now();
+    let mut answer = match verdict(scanner, request, file, buffer, start) {
+        Ok(answer) => answer,
+        Err(detail) => Scanned {
+            verdict: Verdict::Failed as i32,
+            detail: clip(&detail, TEXT_BYTES_MAX),
+            ..Default::default()
+        },
+    };
+    if buffer.capacity() > BUFFER_KEPT_BYTES_MAX {
+        *buffer = Vec::new();
+    }
+    answer.id = request.id;
+    answer.scan_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+    answer
+}
+
+fn verdict(
+    scanner: &mut Scanner<'_>,
+    request: &ScanRequest,
+    file: &OwnedFd,
+    buffer: &mut Vec<u8>,
+    start: Instant,
+) -> Result<Scanned, String> {
+    let stat = || rustix::fs::fstat(file).map_err(|error| format!("the file could not be looked at: {error}"));
+    let before = stat()?;
+    if !rustix::fs::FileType::from_raw_mode(before.st_mode).is_file() {
+        return Err("it is not a regular file".into());
+    }
+    let size = u64::try_from(before.st_size).unwrap_or(0);
+    let deadline = start + Duration::from_millis(request.timeout_ms);
+    let mut findings = Findings::default();
+    let mut ended = Ok(());
+    for (offset, length) in parts(size, request.size_max_bytes) {
+        read(file, offset, length, size, buffer).map_err(|error| format!("the file could not be read: {error}"))?;
+        findings.hash(buffer);
+        ended = findings.scan(scanner, buffer, offset, deadline);
+        if ended.is_err() {
+            break;
+        }
+    }
+    let after = stat()?;
+    let stable = super::poison::FileKey::of(&before) == super::poison::FileKey::of(&after);
+    // One that only grew a little while it was read will be closed, and so scanned, again.
+    let size = size.max(u64::try_from(after.st_size).unwrap_or(0));
+    let truncated = size > request.size_max_bytes && size > findings.bytes;
+    Ok(findings.conclude(ended, truncated.then_some(size), stable))
+}
+
+/// The whole file, or its head and its tail.
+fn parts(size: u64, max: u64) -> Vec<(u64, u64)> {
+    if size <= max {
+        // One that grows while it is read is read up to the limit.
+        return vec![(0, max)];
+    }
+    let tail = max / 2;
+    vec![(0, max - tail), (size - tail, tail)]
+}
+
+fn read(file: &OwnedFd, offset: u64, length: u64, size_hint: u64, buffer: &mut Vec<u8>) -> rustix::io::Result<()> {
+    buffer.clear();
+    let max = usize::try_from(length).unwrap_or(usize::MAX);
+    // One more than its size, so that the end is seen without growing.
+    let hint = usize::try_from(size_hint.saturating_add(1)).unwrap_or(usize::MAX);
+    buffer.reserve(hint.min(max));
+    while buffer.len() < max {
+        if buffer.len() == buffer.capacity() {
+            buffer.reserve(READ_BYTES.min(max - buffer.len()));
+        }
+        let at = offset + buffer.len() as u64;
+        match rustix::io::pread(file.as_fd(), rustix::buffer::spare_capacity(buffer), at) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    buffer.truncate(max);
+    Ok(())
+}
+
+impl Findings {
+    fn hash(&mut self, bytes: &[u8]) {
+        self.blake3.update(bytes);
+        self.bytes += bytes.len() as u64;
+    }
+
+    fn scan(
+        &mut self,
+        scanner: &mut Scanner<'_>,
+        bytes: &[u8],
+        base: u64,
+        deadline: Instant,
+    ) -> Result<(), ScanError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        scanner.set_timeout(left.max(TIMEOUT_MIN));
+        // Hashed now, because the buffer holds only one part; SHA-256 is dropped when nothing matches.
+        self.sha256.update(bytes);
+        let results = scanner.scan(bytes)?;
+        for rule in results.matching_rules() {
+            matches::merge(&mut self.rules, matches::to_wire(&rule, base));
+        }
+        Ok(())
+    }
+
+    fn conclude(mut self, ended: Result<(), ScanError>, truncated: Option<u64>, stable: bool) -> Scanned {
+        matches::order_and_bound(&mut self.rules);
+        let (verdict, mut detail) = match ended {
+            // Bytes before the timeout that matched are still a match.
+            _ if !self.rules.is_empty() => (Verdict::Matched, String::new()),
+            Err(ScanError::Timeout) => (Verdict::TimedOut, "the scan took too long".to_owned()),
+            Err(error) => (Verdict::Failed, format!("the scan failed: {error}")),
+            Ok(()) if truncated.is_some() => (Verdict::TooLarge, String::new()),
+            Ok(()) => (Verdict::Clean, String::new()),
+        };
+        if let Some(size) = truncated
+            && detail.is_empty()
+        {
+            detail = format!("truncated: {} of {size} bytes were scanned, at its head and tail", self.bytes);
+        }
+        let matched = verdict == Verdict::Matched;
+        Scanned {
+            verdict: verdict as i32,
+            blake3: self.blake3.finalize().as_bytes().to_vec(),
+            sha256: if matched { self.sha256.finalize().to_vec() } else { Vec::new() },
+            rules: if matched { self.rules } else { Vec::new() },
+            detail: clip(&detail, TEXT_BYTES_MAX),
+            scanned_bytes: self.bytes,
+            stable,
+            ..Default::default()
+        }
+    }
+}

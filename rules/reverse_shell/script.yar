@@ -11,7 +11,7 @@ rule Reverse_Shell_Dev_Tcp : reverse_shell shell {
     strings:
         $interactive = /\b(ba|z|k|da)?sh\s{1,4}-[a-z]{0,3}i[a-z]{0,3}\s{0,4}(\d?>&|&>|>|<)[^\n]{0,16}\/dev\/(tcp|udp)\/[a-z0-9$_.{}:-]{1,80}\/[\d$_{a-z]/ nocase
         $descriptor = /\bexec\s{1,4}\d{1,3}<>\s{0,4}\/dev\/(tcp|udp)\/[a-z0-9$_.{}:-]{1,80}\/[\d$_{a-z][^\n;]{0,16}[;\n]\s{0,8}(cat\s{0,2}<&\d{1,3}\s{0,4}\|\s{0,4}while\s{1,4}read|(ba|z|da)?sh\s[^\n]{0,12}<&\d{1,3}\s{0,4}\d?>&\d{1,3}|while\s{1,4}read\s[^\n]{0,20}<&\d{1,3})/ nocase
-        $zero = /\b0<&(\d{1,3})?-?;?\s{0,4}exec\s{1,4}\d{1,3}<>\s{0,4}\/dev\/tcp\/[^\s]{4,80};\s{0,4}(ba)?sh\s{1,4}<&\d/
+        $zero = /\b0<&(\d{1,3})?-?;?\s{0,4}exec\s{1,4}\d{1,3}<>\s{0,4}\/dev\/tcp\/[^\s]{1,80};\s{0,4}(ba)?sh\s{1,4}<&\d/
     condition:
         filesize < 256KB and any of them
 }
@@ -47,7 +47,7 @@ rule Reverse_Shell_Perl_Ruby : reverse_shell perl ruby {
         $perl_reopen = /\b(STDIN|\$~)\s{0,4}->\s{0,4}fdopen\s{0,4}\(\s{0,4}\$[a-z]{1,12}\s{0,4},/
         $perl_exec = /\b(exec|system)\s{0,4}[({'"\s]{1,4}(\/usr)?(\/bin\/)?(ba|da)?sh\b/
         $perl_lines = /system\s{0,4}\$_\s{0,4}while\s{0,4}<>/
-        $ruby = /TCPSocket\.(open|new)\s{0,4}\([^)\n]{3,80}\)[^\n]{0,80}(\.to_i|exec\s{0,2}sprintf|IO\.popen)[^\n]{0,80}/
+        $ruby = /TCPSocket\.(open|new)\s{0,4}\([^)\n]{1,80}\)[^\n]{0,80}(\.to_i|exec\s{0,2}sprintf|IO\.popen)[^\n]{0,80}/
         $ruby_shell = /exec\s{0,2}\(?\s{0,2}(sprintf\s{0,2}\(?\s{0,2})?['"](\/bin\/)?(ba|da)?sh\s{1,2}-i|IO\.popen\s{0,2}\(\s{0,2}[a-z]{1,12}\s{0,2},\s{0,2}['"]r['"]/
     condition:
         filesize < 64KB and uint32be(0) != 0x7f454c46
@@ -78,8 +78,8 @@ rule Reverse_Shell_Socat : reverse_shell shell {
         reference = "https://attack.mitre.org/techniques/T1059/004/"
         technique = "T1059.004,T1095"
     strings:
-        $out = /\bsocat\s[^\n]{0,120}(tcp[46]?|openssl|udp[46]?)(-connect)?:[^\s,]{3,80}[^\n]{0,60}\bexec:\s{0,2}['"]?(\/usr)?(\/bin\/)?(ba|da|z)?sh\b/ nocase
-        $in = /\bsocat\s[^\n]{0,40}\bexec:\s{0,2}['"]?(\/usr)?(\/bin\/)?(ba|da|z)?sh\b[^\n]{0,80}\b(tcp[46]?|openssl|udp[46]?)(-connect)?:[^\s,]{3,80}/ nocase
+        $out = /\bsocat\s[^\n]{0,120}(tcp[46]?|openssl|udp[46]?)(-connect)?:[^\s,]{1,80}[^\n]{0,60}\bexec:\s{0,2}['"]?(\/usr)?(\/bin\/)?(ba|da|z)?sh\b/ nocase
+        $in = /\bsocat\s[^\n]{0,40}\bexec:\s{0,2}['"]?(\/usr)?(\/bin\/)?(ba|da|z)?sh\b[^\n]{0,80}\b(tcp[46]?|openssl|udp[46]?)(-connect)?:[^\s,]{1,80}/ nocase
     condition:
         filesize < 64KB and uint32be(0) != 0x7f454c46 and any of them
 }

@@ -10,8 +10,8 @@ rule Dropper_Memory_Loader : dropper fileless elf {
         technique = "T1620,T1105"
     strings:
         $create1 = "\x00memfd_create\x00"
-        // mov eax|edi, 319: memfd_create on x86-64
-        $create2 = { (b8 | bf) 3f 01 00 00 }
+        // mov eax, 319: memfd_create on x86-64; then syscall
+        $create2 = { b8 3f 01 00 00 [0-24] 0f 05 }
         $run1 = "\x00fexecve\x00"
         $run2 = /\x00\/proc\/(self|%d|%i|%u)\/fd\/%[diu]\x00/
         $net1 = "\x00connect\x00"

@@ -47,7 +47,8 @@ rule Evasion_Log_Wiping : evasion shell {
     strings:
         $wipe = /(\b(rm\s{1,4}-[a-z]{0,3}f[a-z]{0,2}|shred\s[^\n;]{0,20}|truncate\s{1,4}-s\s{0,2}0|unlink)\s{1,4}|(echo\s[^\n;>]{0,12}|cat\s{1,4}\/dev\/null\s{0,4}|:\s{0,4}|[\n;&]\s{0,8}|true\s{0,4})>\s{0,4}|ln\s{1,4}-sf\s{1,4}\/dev\/null\s{1,4})(\/var\/log\/(auth\.log|secure|wtmp|btmp|lastlog|messages|syslog|audit\/audit\.log|faillog|maillog|cron|kern\.log)|\/var\/run\/utmp|\/run\/utmp)/
     condition:
-        filesize < 256KB and uint32be(0) != 0x7f454c46 and #wipe >= 3
+        // a page that starts with a tag is a text about it
+        filesize < 256KB and uint32be(0) != 0x7f454c46 and uint8(0) != 0x3c and #wipe >= 3
 }
 
 rule Evasion_History_Off : evasion shell {

@@ -59,9 +59,11 @@ rule Rootkit_Preload_Library : rootkit elf {
         $target3 = "/proc/self/fd/%d"
         $target4 = "/proc/%s/cmdline"
         $target5 = "/proc/self/maps"
+        // a program, not a library
+        $main = "\x00__libc_start_main\x00"
     condition:
         uint32be(0) == 0x7f454c46 and uint16(16) == 3 and filesize < 1MB
-        and $dlsym and any of ($list*) and 2 of ($hook*) and 2 of ($target*)
+        and $dlsym and any of ($list*) and 2 of ($hook*) and 2 of ($target*) and not $main
 }
 
 rule Rootkit_PAM_Backdoor : rootkit elf {

@@ -71,7 +71,7 @@ const TEXTS: [(&str, &str); 42] = [
     ("script tag", "<script>alert(1)<script>"),
     ("attribute breaker", "\" onmouseover=\"alert(1)"),
     ("HTML entity", "&lt;b&gt;"),
-    ("formula", "=cmd|' /C calc'!A0"),
+    ("formula", "=cmd|' -C calc'!A0"),
     ("formula with at", "@SUM(1+1)*cmd"),
     ("leading plus", "+1"),
     ("leading dash", "-rf"),

@@ -5,4 +5,5 @@ mod bad_input;
 mod crash;
 mod hostile_names;
 mod names_end_to_end;
+mod rules;
 mod shape;

@@ -1,22 +1,57 @@
 //! A host joins over real QUIC, and whoever may not is told why. Agent and collector run in this process, on loopback.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use vidette_agent::host::Host;
 use vidette_agent::transport::{self, Credentials};
 use vidette_collector::identity::{Identity, TOKEN_TTL_DEFAULT, unix_s_now};
-use vidette_collector::ingest::{self, Fleet, Ingest};
-use vidette_collector::store;
-use vidette_protocol::id::AgentId;
+use vidette_collector::ingest::session::{Arrival, Committed};
+use vidette_collector::ingest::{self, Commits, Fleet, Ingest};
+use vidette_protocol::id::{AgentId, Class};
 use vidette_protocol::join::{Address, Invitation, Secret};
 use vidette_protocol::{ALPN, ALPN_JOIN, COLLECTOR_NAME, wire};
 
+/// The last number and the bodies of one class of one outbox.
+type Stored = (u64, Vec<Vec<u8>>);
+type Everything = BTreeMap<(AgentId, u64, Class), Stored>;
+
+/// What was committed, in memory: these tests are about the way to the store, `store` has its own.
+#[derive(Clone, Default)]
+struct Memory(Arc<Mutex<Everything>>);
+
+impl Commits for Memory {
+    async fn commit(&self, arrival: Arrival) -> anyhow::Result<Committed> {
+        let mut all = self.0.lock().unwrap();
+        let (last, bodies) = all.entry((arrival.agent, arrival.epoch, arrival.class)).or_default();
+        if arrival.first_seq - arrival.skipped > *last + 1 {
+            return Ok(Committed::Hole { expected: *last + 1 });
+        }
+        for (seq, event) in (arrival.first_seq..).zip(arrival.events) {
+            if seq > *last {
+                *last = seq;
+                bodies.push(event.body);
+            }
+        }
+        Ok(Committed::Durable(*last))
+    }
+
+    async fn durable(&self, agent: AgentId, epoch: u64) -> anyhow::Result<Vec<(Class, u64)>> {
+        let all = self.0.lock().unwrap();
+        Ok(Class::ALL
+            .into_iter()
+            .filter_map(|class| Some((class, all.get(&(agent, epoch, class))?.0)))
+            .collect())
+    }
+}
+
 /// A collector on a port of its own, in a folder that vanishes.
 struct Collector {
-    folder: tempfile::TempDir,
+    _folder: tempfile::TempDir,
+    store: Memory,
     identity: Identity,
     fleet: Fleet,
     ingest: Option<Ingest>,
@@ -29,7 +64,14 @@ impl Collector {
         let identity = Identity::open(&folder.path().join("identity")).unwrap();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let mut collector = Self { folder, identity, fleet: Fleet::new(), ingest: None, runtime };
+        let mut collector = Self {
+            _folder: folder,
+            store: Memory::default(),
+            identity,
+            fleet: Fleet::new(),
+            ingest: None,
+            runtime,
+        };
         collector.listen((Ipv4Addr::LOCALHOST, 0).into());
         collector
     }
@@ -37,8 +79,9 @@ impl Collector {
     fn listen(&mut self, address: SocketAddr) {
         let _in = self.runtime.enter();
         let config = ingest::Config::new(address);
-        self.ingest =
-            Some(ingest::start(&config, self.identity.clone(), store::Handle, self.fleet.clone()).unwrap());
+        self.ingest = Some(
+            ingest::start(&config, self.identity.clone(), self.store.clone(), self.fleet.clone()).unwrap(),
+        );
     }
 
     fn address(&self) -> SocketAddr {
@@ -131,7 +174,7 @@ fn a_taken_port_is_named() {
     let identity = Identity::open(&folder.path().join("identity")).unwrap();
     let _in = collector.runtime.enter();
     let config = ingest::Config::new(collector.address());
-    let error = ingest::start(&config, identity, store::Handle, Fleet::new()).unwrap_err();
+    let error = ingest::start(&config, identity, Memory::default(), Fleet::new()).unwrap_err();
     says(&format!("{error:#}"), &[&collector.address().to_string(), "another program", "listen"]);
 }
 
@@ -240,4 +283,96 @@ fn a_host_that_was_off_for_days_can_renew_and_a_stranger_can_not() {
         wire::join_answer::Message::Refused(refused) => says(&refused.reason, &["present the certificate"]),
         wire::join_answer::Message::Joined(_) => panic!("a certificate for a stranger"),
     }
+}
+
+/// Waits until `what` holds.
+fn eventually(name: &str, mut what: impl FnMut() -> bool) {
+    for _ in 0..400 {
+        if what() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(25));
+    }
+    panic!("{name} did not happen within 10 s");
+}
+
+#[test]
+fn garbage_and_oversized_frames_cut_one_agent_and_no_other() {
+    let collector = Collector::start();
+    let huge = u32::MAX.to_be_bytes().to_vec();
+    let garbage = [&[0, 0, 0, 3][..], &[0xff; 3]].concat();
+    let (good, good_papers) = papers(&collector, 0);
+    let honest =
+        collector.runtime.block_on(dial(collector.address(), &collector.identity, Some(good_papers), ALPN));
+    eventually("the honest agent connects", || collector.fleet.connected() == 1);
+    for bytes in [huge, garbage] {
+        let (agent, papers) = papers(&collector, 0);
+        let (code, reason) = collector.runtime.block_on(async {
+            let connection = dial(collector.address(), &collector.identity, Some(papers), ALPN).await;
+            let (mut send, _receive) = connection.open_bi().await.unwrap();
+            send.write_all(&bytes).await.unwrap();
+            end(&connection).await
+        });
+        assert_eq!(code, wire::RefuseCode::Misbehaved as u64, "{reason}");
+        says(&reason, &["broke the protocol", "frame"]);
+        assert!(collector.fleet.member(agent).unwrap().refused.is_some());
+    }
+    assert!(honest.close_reason().is_none());
+    assert!(collector.fleet.member(good).unwrap().connected_unix_s.is_some());
+    assert!(collector.identity.revoke_agent(good).unwrap() && collector.fleet.cut(good));
+    let (code, _) = collector.runtime.block_on(end(&honest));
+    assert_eq!(code, wire::RefuseCode::Revoked as u64);
+}
+
+#[test]
+fn events_go_from_the_outbox_to_the_store_across_a_restart_and_a_late_join() {
+    let mut collector = Collector::start();
+    let host = HostFolder::new();
+    let (events, input) = crossbeam_channel::bounded(64);
+    let config = vidette_agent::outbox::Config {
+        folder: host.state().join("outbox"),
+        bytes_max: 64 << 20,
+        host: Host::read(),
+    };
+    let outbox = vidette_agent::outbox::start(config, Arc::default(), input).unwrap();
+    let (stopper, stop) = vidette_agent::stop::channel();
+    let transport = transport::start(
+        transport::Config { state: host.state() },
+        outbox.handle(),
+        Arc::new(wire::Status::default),
+        Arc::new(|| wire::Hello { os: "test".into(), ..Default::default() }),
+        stop,
+    )
+    .unwrap();
+    let state = transport.state();
+    let send = |name: &str| {
+        let audit = wire::Audit { action: name.into(), ..Default::default() };
+        let kind = wire::event::Kind::Audit(audit);
+        let moment = vidette_agent::host::Moment::now();
+        events.send(Host::read().event(moment, wire::Severity::Info, kind)).unwrap();
+    };
+    send("before-join");
+    eventually("it waits to be joined", || matches!(&*state.borrow(), transport::State::NotJoined { .. }));
+    let agent = host.join(&collector.invite()).unwrap().agent;
+    let stored =
+        |store: &Memory| store.0.lock().unwrap().values().map(|(_, bodies)| bodies.len()).sum::<usize>();
+    eventually("the first event is stored", || stored(&collector.store) == 1);
+    assert!(matches!(&*state.borrow(), transport::State::Connected { agent: who, .. } if *who == agent));
+    eventually("the hello is known", || collector.fleet.member(agent).unwrap().hello.is_some());
+
+    let address = collector.address();
+    let ingest = collector.ingest.take().unwrap();
+    collector.runtime.block_on(ingest.stop());
+    send("while-it-is-down");
+    eventually("it notices", || !matches!(&*state.borrow(), transport::State::Connected { .. }));
+    collector.listen(address);
+    eventually("the second event is stored", || stored(&collector.store) == 2);
+
+    send("at-the-end");
+    eventually("the third event is stored", || stored(&collector.store) == 3);
+    eventually("nothing waits", || outbox.handle().figures().events == 0);
+    stopper.stop();
+    assert!(transport.join());
+    drop(events);
+    outbox.join();
 }

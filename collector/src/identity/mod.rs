@@ -94,7 +94,7 @@ pub struct AgentRecord {
     pub version: String,
     /// Unix seconds.
     pub joined_unix_s: i64,
-    /// Unix seconds by the collector's clock; lags by up to half a minute.
+    /// Unix seconds by the collector's clock; lags by up to a minute.
     pub last_seen_unix_s: i64,
     /// A `vidette_protocol::wire::SensorLevel`.
     pub level: i32,
@@ -319,13 +319,9 @@ impl Identity {
         self.register().revoke_agent(agent, unix_s_now()).context("could not write to identity.db")
     }
 
-    /// Notes that an agent was heard. Kept in memory; written with others, at most twice a minute.
-    ///
-    /// # Errors
-    /// It was time to write, and the register can't be written.
-    pub fn seen(&self, agent: AgentId, sign: Sign<'_>) -> anyhow::Result<()> {
-        let due = self.pending().note(agent, sign, unix_s_now());
-        if due { self.flush_seen() } else { Ok(()) }
+    /// Notes that an agent was heard. In memory only; [`Identity::maintain`] and [`Identity::agents`] write it down.
+    pub fn seen(&self, agent: AgentId, sign: Sign<'_>) {
+        self.pending().note(agent, sign, unix_s_now());
     }
 
     /// Writes down now who was seen.
@@ -333,7 +329,7 @@ impl Identity {
     /// # Errors
     /// The register can't be written.
     pub fn flush_seen(&self) -> anyhow::Result<()> {
-        let taken = self.pending().take(unix_s_now());
+        let taken = self.pending().take();
         if taken.is_empty() {
             return Ok(());
         }

@@ -7,11 +7,6 @@ use vidette_protocol::id::AgentId;
 use vidette_protocol::limits::NAME_BYTES_MAX;
 use vidette_protocol::wire;
 
-/// The shortest time between two writes. Seconds.
-const WRITE_EVERY_S: i64 = 30;
-/// So many agents at once are written earlier.
-const PENDING_MAX: usize = 8192;
-
 /// What an agent said.
 #[derive(Debug, Clone, Copy)]
 pub enum Sign<'a> {
@@ -42,24 +37,20 @@ pub(super) struct Facts {
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     agents: HashMap<AgentId, Seen>,
-    written_unix_s: i64,
 }
 
 impl Pending {
-    /// Takes a sign; true when it is time to write.
-    pub(super) fn note(&mut self, agent: AgentId, sign: Sign<'_>, now_unix_s: i64) -> bool {
+    /// Takes a sign. What an older Hello said stays.
+    pub(super) fn note(&mut self, agent: AgentId, sign: Sign<'_>, now_unix_s: i64) {
         let mut seen = Seen::of(sign, now_unix_s);
         if let Some(before) = self.agents.remove(&agent) {
             seen.facts = seen.facts.or(before.facts);
         }
         self.agents.insert(agent, seen);
-        // `abs`: a clock that was set back must not stop the writing.
-        (now_unix_s - self.written_unix_s).abs() >= WRITE_EVERY_S || self.agents.len() >= PENDING_MAX
     }
 
     /// Everything that waits.
-    pub(super) fn take(&mut self, now_unix_s: i64) -> HashMap<AgentId, Seen> {
-        self.written_unix_s = now_unix_s;
+    pub(super) fn take(&mut self) -> HashMap<AgentId, Seen> {
         std::mem::take(&mut self.agents)
     }
 }
@@ -96,21 +87,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_status_does_not_hide_the_hello_before_it_and_writing_is_rare() {
+    fn a_status_does_not_hide_the_hello_before_it() {
         let agent = AgentId([1; 16]);
         let mut pending = Pending::default();
         let hello = wire::Hello { os: "Linux".into(), ..Default::default() };
-        assert!(pending.note(agent, Sign::Hello(&hello), 1000));
-        assert_eq!(pending.take(1000).len(), 1);
-        assert!(!pending.note(agent, Sign::Hello(&hello), 1001));
-        let status = wire::Status { level: 2, ..Default::default() };
-        assert!(!pending.note(agent, Sign::Status(&status), 1029));
-        assert!(pending.note(agent, Sign::Status(&status), 1030));
-        let taken = pending.take(1030);
+        pending.note(agent, Sign::Hello(&hello), 1000);
+        pending.note(agent, Sign::Status(&wire::Status { level: 2, ..Default::default() }), 1029);
+        let taken = pending.take();
         let seen = &taken[&agent];
-        assert_eq!(
-            (seen.level, seen.at_unix_s, seen.facts.as_ref().map(|facts| facts.os.as_str())),
-            (2, 1030, Some("Linux"))
-        );
+        let os = seen.facts.as_ref().map(|facts| facts.os.as_str());
+        assert_eq!((seen.level, seen.at_unix_s, os), (2, 1029, Some("Linux")));
+        assert!(pending.take().is_empty());
     }
 }

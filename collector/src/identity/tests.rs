@@ -141,7 +141,7 @@ fn what_an_agent_says_of_itself_reaches_its_record() {
     let agent: AgentId = identity.join(&request(&secret), NOW).unwrap().agent_id.parse().unwrap();
     let hello =
         vidette_protocol::wire::Hello { level: 2, host_name: b"new\xff".to_vec(), ..Default::default() };
-    identity.seen(agent, Sign::Hello(&hello)).unwrap();
+    identity.seen(agent, Sign::Hello(&hello));
     let record = identity.agents().unwrap().remove(0);
     assert_eq!((record.level, record.host_name.as_slice()), (2, &b"new\xff"[..]));
 }

@@ -7,3 +7,4 @@ mod hostile_names;
 mod names_end_to_end;
 mod rules;
 mod shape;
+mod transport;

@@ -1,0 +1,233 @@
+//! The outbox's file: opening it safely, telling ours from foreign or damaged ones, setting those aside.
+//!
+//! Assumes that the folder belongs to the agent. A connection from here goes to `db`, a file set aside to
+//! `salvage`.
+
+use anyhow::{Context, bail};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The name of the database in the state folder.
+pub const FILE_NAME: &str = "outbox.db";
+/// `VdOb`: what `PRAGMA application_id` says of an outbox.
+pub const APPLICATION_ID: i32 = 0x5664_4f62;
+/// The schema this version writes.
+pub const SCHEMA_VERSION: i32 = MIGRATIONS.len() as i32;
+/// Damaged files that are kept beside the outbox; beyond it the oldest is deleted.
+pub const DAMAGED_FILES_MAX: usize = 3;
+
+const MIGRATIONS: [&str; 1] = [include_str!("schema/0001.sql")];
+const BUSY_WAIT_MAX: Duration = Duration::from_secs(5);
+const WAL_KEPT_BYTES_MAX: u32 = 4 << 20;
+
+/// What a file turned out to be.
+#[derive(Debug)]
+pub enum Found {
+    /// An outbox in order, of this version.
+    Ours(Connection),
+    /// Nothing was there, or an empty file.
+    New(Connection),
+    /// Something else. It has to go out of the way.
+    Unusable {
+        /// Why, as half a sentence.
+        reason: String,
+        /// Whether our rows may be in it.
+        ours: bool,
+    },
+}
+
+/// Makes the folder, readable by nobody else, when it is not there.
+///
+/// # Errors
+/// When it can't be made or its mode can't be set.
+pub fn prepare_folder(folder: &Path) -> anyhow::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .with_context(|| format!("could not make the state folder {}: create it or set another", folder.display()))?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("could not make {} private: it must belong to the agent's user", folder.display()))
+}
+
+/// Opens what is at `path`, whatever it is, and looks at it.
+///
+/// # Errors
+/// Only when the folder can't be used: no permission, no space. Damage is [`Found::Unusable`].
+pub fn look(path: &Path) -> anyhow::Result<Found> {
+    if let Err(error) = make_private(path) {
+        let kind = fs::symlink_metadata(path).map(|data| data.file_type());
+        if kind.is_ok_and(|kind| !kind.is_file()) {
+            return Ok(Found::Unusable { reason: "it is not a regular file".into(), ours: false });
+        }
+        return Err(error);
+    }
+    match inspect(path) {
+        Ok(found) => Ok(found),
+        Err(error) if is_damage(&error) => Ok(Found::Unusable { reason: format!("it is damaged: {error}"), ours: true }),
+        Err(error) => {
+            Err(error).with_context(|| format!("could not open {}: check its owner and free space", path.display()))
+        }
+    }
+}
+
+/// Creates tables or moves an older schema on, in one transaction.
+///
+/// # Errors
+/// When the database can't be written.
+pub fn migrate(db: &mut Connection) -> rusqlite::Result<()> {
+    let from: i32 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let tx = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    for step in MIGRATIONS.iter().skip(usize::try_from(from).unwrap_or(0)) {
+        tx.execute_batch(step)?;
+    }
+    tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+    tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    tx.commit()
+}
+
+/// Renames the database and its companions to `outbox.db.damaged-N` and says which name it got.
+///
+/// # Errors
+/// When renaming fails: the folder is not ours or not writable.
+pub fn set_aside(path: &Path) -> anyhow::Result<PathBuf> {
+    let mut numbers = damaged(path);
+    numbers.sort_unstable();
+    let number = numbers.last().map_or(1, |last| last.saturating_add(1));
+    while numbers.len() >= DAMAGED_FILES_MAX {
+        let oldest = damaged_path(path, numbers.remove(0));
+        for name in companions(&oldest) {
+            let _ = fs::remove_file(name); // absent, or it stays: neither may stop the agent
+        }
+    }
+    let target = damaged_path(path, number);
+    fs::rename(path, &target)
+        .with_context(|| format!("could not rename {} to {}: rename or delete it", path.display(), target.display()))?;
+    for (from, to) in companions(path).into_iter().zip(companions(&target)).skip(1) {
+        let _ = fs::rename(from, to); // most of the time there is none
+    }
+    if let Some(folder) = path.parent() {
+        sync_folder(folder);
+    }
+    Ok(target)
+}
+
+/// Whether an error says that the file itself is broken, so that no retry can help.
+#[must_use]
+pub fn is_damage(error: &rusqlite::Error) -> bool {
+    use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, QueryReturnedNoRows, Utf8Error};
+    match error {
+        rusqlite::Error::SqliteFailure(code, text) => {
+            use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+            matches!(code.code, DatabaseCorrupt | NotADatabase)
+                // A file that ends too early.
+                || code.extended_code == rusqlite::ffi::SQLITE_IOERR_SHORT_READ
+                // A schema that does not parse or lacks a table is SQLITE_ERROR with a text.
+                || (code.code == rusqlite::ErrorCode::Unknown
+                    && text.as_deref().is_some_and(|t| t.contains("no such") || t.contains("malformed") || t.contains("unsupported")))
+        }
+        FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | QueryReturnedNoRows | Utf8Error(..) => true,
+        other => matches!(other, rusqlite::Error::SqlInputError { .. }),
+    }
+}
+
+/// Opens an existing file with everything a hostile one could use turned off.
+///
+/// # Errors
+/// SQLite's.
+pub fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    // No URI: a path with `?mode=` is only a name.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let db = Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(BUSY_WAIT_MAX)?;
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    db.pragma_update(None, "trusted_schema", false)?;
+    db.pragma_update(None, "cell_size_check", true)?;
+    db.pragma_update(None, "mmap_size", 0)?;
+    Ok(db)
+}
+
+fn inspect(path: &Path) -> rusqlite::Result<Found> {
+    let mut db = connect(path)?;
+    let id: i32 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let version: i32 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let objects: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    let is_new = objects == 0 && id == 0 && version == 0;
+    if !is_new && id != APPLICATION_ID {
+        return Ok(Found::Unusable { reason: "it is the database of another program".into(), ours: false });
+    }
+    if version > SCHEMA_VERSION || version < 0 {
+        let reason = format!("its schema {version} is newer than {SCHEMA_VERSION}, which this version knows");
+        return Ok(Found::Unusable { reason, ours: true });
+    }
+    if !is_new {
+        let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if verdict != "ok" {
+            return Ok(Found::Unusable { reason: format!("it is damaged: {verdict}"), ours: true });
+        }
+    }
+    make_durable(&db)?;
+    if version < SCHEMA_VERSION {
+        migrate(&mut db)?;
+    }
+    Ok(if is_new { Found::New(db) } else { Found::Ours(db) })
+}
+
+fn make_durable(db: &Connection) -> rusqlite::Result<()> {
+    let _: String = db.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0))?;
+    db.pragma_update(None, "synchronous", "FULL")?;
+    db.pragma_update(None, "journal_size_limit", WAL_KEPT_BYTES_MAX)
+}
+
+/// SQLite gives its companions the mode of the database, so the database is made first, with ours.
+fn make_private(path: &Path) -> anyhow::Result<()> {
+    let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NONBLOCK).bits();
+    let flags = i32::try_from(flags).unwrap_or(0);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(flags)
+        .open(path)
+        .with_context(|| format!("could not open {}: the state folder must be writable", path.display()))?;
+    if !file.metadata().is_ok_and(|data| data.is_file()) {
+        bail!("{} is not a regular file: move it away", path.display());
+    }
+    file.set_permissions(fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("could not make {} private: it must belong to the agent's user", path.display()))
+}
+
+fn damaged_path(path: &Path, number: u32) -> PathBuf {
+    with_suffix(path, &format!(".damaged-{number}"))
+}
+
+fn damaged(path: &Path) -> Vec<u32> {
+    let Some(entries) = path.parent().and_then(|folder| fs::read_dir(folder).ok()) else { return Vec::new() };
+    let prefix = format!("{FILE_NAME}.damaged-");
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix(&prefix)?.parse().ok())
+        .collect()
+}
+
+fn companions(path: &Path) -> [PathBuf; 3] {
+    [path.to_path_buf(), with_suffix(path, "-wal"), with_suffix(path, "-shm")]
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn sync_folder(folder: &Path) {
+    if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
+        tracing::warn!(folder = %folder.display(), %error, "could not sync the state folder");
+    }
+}

@@ -136,6 +136,26 @@ impl Config {
         Self::parse(&text, state).with_context(|| format!("{} can't be used", place.display()))
     }
 
+    /// What an empty file says.
+    #[must_use]
+    pub fn of_defaults() -> Self {
+        let (sensors, detection, outbox) = (SensorsFile::default(), DetectionFile::default(), OutboxFile::default());
+        Self {
+            state: default_state(),
+            watch: vec![b"/".to_vec()],
+            exclude: Vec::new(),
+            polling: sensors.level == LevelFile::Polling,
+            network_filesystems: sensors.network_filesystems,
+            builtin_rules: detection.builtin_rules,
+            rules: Vec::new(),
+            size_max_bytes: detection.size_max_bytes,
+            scan_timeout: Duration::from_secs(detection.scan_timeout_s),
+            scans_parallel: detection.scans_parallel,
+            telemetry: detection.telemetry,
+            outbox_bytes_max: outbox.bytes_max,
+        }
+    }
+
     fn parse(text: &str, state: Option<&Path>) -> anyhow::Result<Self> {
         let file: File = toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", error.to_string().trim_end()))?;
         let state = state.map(Path::to_path_buf).or(file.state).unwrap_or_else(default_state);

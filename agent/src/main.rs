@@ -15,7 +15,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vidette-agent: {}", escape::terminal_text(&format!("{error:#}")));
+            eprintln!("vidette-agent: {}", lines(&format!("{error:#}")));
             ExitCode::from(EXIT_ERROR)
         }
     }
@@ -30,6 +30,11 @@ fn log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
         LogFormat::Json => builder.json().init(),
     }
     Ok(())
+}
+
+/// An error may run over several lines, and holds names that somebody else chose.
+fn lines(text: &str) -> String {
+    text.lines().map(|line| escape::terminal(line.as_bytes())).collect::<Vec<_>>().join("\n")
 }
 
 /// Whoever read our output has read enough (`vidette-agent watch / | head`).

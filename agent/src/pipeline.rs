@@ -1,18 +1,20 @@
 //! Which queue leads where. Every thread and channel of the agent is made here, and nobody else sees all stages.
 //!
 //! Order of the end: the sensors stop, the observations run dry, detection ends and drops its events, the
-//! outbox commits the last of them, the transport flushes what it can in its grace time.
+//! transport says goodbye after what it can still send in its grace time, the outbox commits the last of them.
 
 use crate::config::Config;
+use crate::detection::catch_up::CatchUp;
 use crate::detection::rules::RuleSources;
-use crate::detection::{self, Detection, EVENTS_QUEUE_MAX};
+use crate::detection::{self, Detection, EVENTS_QUEUE_MAX, mark};
 use crate::host::{Host, Moment};
 use crate::outbox::{self, Outbox};
-use crate::sensors::{self, Level, OBSERVATIONS_QUEUE_MAX, Sensors};
+use crate::sensors::{self, Level, OBSERVATIONS_QUEUE_MAX, Observation};
 use crate::status::{self, Report};
-use crate::stop::Stop;
+use crate::stop::{self, Stop};
 use crate::telemetry::Counters;
-use crate::transport::{self, Transport};
+use crate::transport::{self, Credentials, State, Transport};
+use crate::worker::process::{Launcher, resident_bytes};
 use anyhow::{Context, bail};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::fs::{FlockOperation, flock};
@@ -21,11 +23,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use vidette_protocol::wire::{self, event::Kind};
 
-/// How often the stages are asked whether they still work.
-const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the stages are asked whether they still work, and whether anything waits.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the mark is moved on while nothing waits.
+const MARK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The service: all stages, until `stop` or until one of them fails.
 ///
@@ -37,17 +43,159 @@ pub fn run(config: &Config, stop: &Stop) -> anyhow::Result<()> {
     let counters = Arc::new(Counters::default());
     let (observe, observations) = bounded(OBSERVATIONS_QUEUE_MAX);
     let (emit, events) = bounded(EVENTS_QUEUE_MAX);
+    let started = Moment::now();
+    let watched = Watched { observations: observations.clone(), events: events.clone(), since: Instant::now() };
 
     let outbox = outbox::start(
         outbox::Config { folder: config.state.join("outbox"), bytes_max: config.outbox_bytes_max, host: host.clone() },
         counters.clone(),
         events,
     )?;
-    say(&emit, &host, "agent-started", &format!("version {}", env!("CARGO_PKG_VERSION")));
-    let detection = detection::start(detection_config(config, &host), counters.clone(), observations, emit.clone())?;
-    let sensors = sensors::start(sensors_config(config), counters.clone(), observe)?;
-    let _ = (&sensors, &detection, &outbox, stop);
-    bail!("being wired")
+    let detection = detection::start(detection_config(config, &host)?, counters.clone(), observations, emit.clone())?;
+    let sensors = sensors::start(sensors_config(config), counters.clone(), observe.clone())?;
+    say(&emit, &host, "agent-started", &format!("version {}, sensors {}", env!("CARGO_PKG_VERSION"), sensors.level().name()));
+    let (local_stopper, local_stop) = stop::channel();
+    let catch_up = catch_up(config, &host, started, observe, emit.clone(), local_stop.clone())?;
+
+    let facts = Facts {
+        host: host.clone(),
+        started,
+        counters,
+        sensors: sensors.gauge(),
+        level_reason: sensors.reason().to_owned(),
+        detection: detection.gauge(),
+        outbox: outbox.handle(),
+        state: config.state.clone(),
+    };
+    let (status, hello) = (facts.clone(), facts.clone());
+    let transport = transport::start(
+        transport::Config { state: config.state.clone() },
+        outbox.handle(),
+        Arc::new(move || status.status()),
+        Arc::new(move || hello.hello()),
+        local_stop.clone(),
+    )?;
+    let answers = answer(facts, transport.state(), config.state.clone(), local_stop)?;
+
+    let mut stages = Stages { detection, outbox, transport, catch_up: Some(catch_up), watched, answers };
+    let outcome = stages.watch(&config.state, stop);
+    say(&emit, &host, "agent-stopped", outcome.as_ref().err().map_or("asked to stop", String::as_str));
+    sensors.stop();
+    stages.end(local_stopper, emit);
+    outcome.map_err(|failed| anyhow::anyhow!("{failed}"))
+}
+
+struct Stages {
+    detection: Detection,
+    outbox: Outbox,
+    transport: Transport,
+    catch_up: Option<JoinHandle<bool>>,
+    watched: Watched,
+    answers: JoinHandle<()>,
+}
+
+/// What tells whether anything waits between the stages.
+struct Watched {
+    observations: Receiver<Observation>,
+    events: Receiver<wire::Event>,
+    since: Instant,
+}
+
+impl Stages {
+    /// Until stop; an error is the sentence on the stage that failed. Moves the mark on while nothing waits.
+    fn watch(&mut self, state: &Path, stop: &Stop) -> Result<(), String> {
+        let mut idle_since: Option<i64> = None;
+        while !stop.wait(LOOK_INTERVAL) {
+            for (name, failed) in [
+                ("detection", self.detection.is_finished()),
+                ("outbox", self.outbox.is_finished()),
+                ("transport", self.transport.is_finished()),
+                ("status", self.answers.is_finished()),
+            ] {
+                if failed {
+                    return Err(format!("the stage `{name}` failed; what it was doing is in the log above"));
+                }
+            }
+            let now = Moment::now().unix_ns;
+            // Idle at two looks in a row: what was between two queues at the first has arrived by the second.
+            match idle_since.filter(|_| self.is_idle()) {
+                Some(since) if self.watched.since.elapsed() >= MARK_INTERVAL => {
+                    if let Err(error) = mark::save(state, since) {
+                        tracing::warn!(%error, "could not move the mark on; the next catch-up will look at more");
+                    }
+                    self.watched.since = Instant::now();
+                }
+                Some(_) => {}
+                None => idle_since = self.is_idle().then_some(now),
+            }
+            if idle_since.is_some() {
+                idle_since = self.is_idle().then_some(now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing waits, and the past is caught up with.
+    fn is_idle(&mut self) -> bool {
+        if self.catch_up.as_ref().is_some_and(JoinHandle::is_finished) {
+            // One that was cut short stays, so that the mark does not move over what it did not see.
+            let whole = self.catch_up.take().is_some_and(|thread| thread.join().unwrap_or(false));
+            if !whole {
+                return false;
+            }
+        }
+        self.catch_up.is_none()
+            && self.watched.observations.is_empty()
+            && self.watched.events.is_empty()
+            && self.detection.state().queue_length == 0
+    }
+
+    fn end(self, local: stop::Stopper, emit: Sender<wire::Event>) {
+        drop(emit);
+        local.stop();
+        if let Some(catch_up) = self.catch_up {
+            let _ = catch_up.join();
+        }
+        drop(self.watched);
+        self.detection.join();
+        if !self.transport.join() {
+            tracing::error!("the transport panicked");
+        }
+        let _ = self.answers.join();
+        self.outbox.join();
+    }
+}
+
+/// Looks at what changed since the mark, on a thread of its own; true when it saw everything.
+fn catch_up(
+    config: &Config, host: &Host, started: Moment, observe: Sender<Observation>, emit: Sender<wire::Event>, stop: Stop,
+) -> anyhow::Result<JoinHandle<bool>> {
+    let mark = mark::load(&config.state);
+    if mark.is_none() {
+        // The first start: there is nothing to catch up with, and from now on there is.
+        mark::save(&config.state, started.unix_ns)
+            .with_context(|| format!("could not write to the state folder {}", config.state.display()))?;
+    }
+    let (host, roots, exclude) = (host.clone(), config.watch.clone(), excluded(config));
+    Ok(std::thread::Builder::new().name("catch-up".into()).spawn(move || {
+        let Some(mark) = mark else { return true };
+        let back = mark > started.unix_ns;
+        let since_unix_ns = if back { 0 } else { mark };
+        say_gap(&emit, &host, mark.min(started.unix_ns), started);
+        let summary = CatchUp { roots, exclude, since_unix_ns }.run(&observe, &stop);
+        let text = format!(
+            "{} files looked at, {} changed since {}, {} unreadable{}{}",
+            summary.files,
+            summary.changed,
+            vidette_protocol::ecs::rfc3339(since_unix_ns),
+            summary.unreadable,
+            if back { "; the clock went back, so everything was looked at" } else { "" },
+            if summary.cut_short { "; cut short" } else { "" },
+        );
+        tracing::info!(summary = text, "caught up");
+        say(&emit, &host, "caught-up", &text);
+        !summary.cut_short
+    })?)
 }
 
 /// The agent's own folder, 0700, for one agent at a time.
@@ -59,9 +207,197 @@ fn claim(folder: &Path) -> anyhow::Result<File> {
         .create(folder)
         .with_context(|| format!("could not make the state folder {shown}: name another one with --state"))?;
     let lock = File::options().create(true).truncate(false).write(true).open(folder.join("lock"));
-    let lock = lock.with_context(|| format!("could not write to the state folder {shown}"))?;
+    let lock = lock.with_context(|| format!("could not write to the state folder {shown}: name another one with --state"))?;
     if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         bail!("another agent runs with the state folder {shown}: stop it, or name another folder with --state");
     }
     Ok(lock)
+}
+
+fn detection_config(config: &Config, host: &Host) -> anyhow::Result<detection::Config> {
+    Ok(detection::Config {
+        host: host.clone(),
+        rules: RuleSources { builtin: config.builtin_rules, files: config.rules.clone() },
+        size_max_bytes: config.size_max_bytes,
+        scan_timeout: config.scan_timeout,
+        scans_parallel: config.scans_parallel,
+        telemetry: config.telemetry,
+        launcher: Launcher::own()?,
+    })
+}
+
+fn sensors_config(config: &Config) -> sensors::Config {
+    let level_max = if config.polling { Level::Polling } else { Level::Full };
+    // Everything is an empty list, so that the portable sensors choose folders that they can bear.
+    let watch = config.watch.iter().filter(|path| *path != b"/").cloned().collect();
+    let everything = config.watch.iter().any(|path| path == b"/");
+    sensors::Config {
+        watch: if everything { Vec::new() } else { watch },
+        exclude: excluded(config),
+        level_max,
+        network_filesystems: config.network_filesystems,
+    }
+}
+
+/// What the settings exclude, and the agent's own folder.
+fn excluded(config: &Config) -> Vec<Vec<u8>> {
+    let own = config.state.canonicalize().unwrap_or_else(|_| config.state.clone());
+    config.exclude.iter().cloned().chain([own.as_os_str().as_bytes().to_vec()]).collect()
+}
+
+fn say(emit: &Sender<wire::Event>, host: &Host, action: &str, detail: &str) {
+    let audit = wire::Audit { action: action.into(), outcome: "success".into(), detail: detail.into() };
+    // The outbox has ended before us only when it failed, and that is said elsewhere.
+    let _ = emit.send(host.event(Moment::now(), wire::Severity::Info, Kind::Audit(audit)));
+}
+
+fn say_gap(emit: &Sender<wire::Event>, host: &Host, from_unix_ns: i64, now: Moment) {
+    let gap = wire::Gap {
+        reason: wire::GapReason::SensorDown.into(),
+        from_unix_ns,
+        to_unix_ns: now.unix_ns,
+        detail: "the agent was down: files that changed meanwhile are scanned now, programs that ran are not known".into(),
+        ..Default::default()
+    };
+    let _ = emit.send(host.event(now, wire::Severity::Low, Kind::Gap(gap)));
+}
+
+/// Where the agent's word on itself comes from: to the collector, and to `vidette-agent status`.
+#[derive(Clone)]
+struct Facts {
+    host: Host,
+    started: Moment,
+    counters: Arc<Counters>,
+    sensors: sensors::Gauge,
+    level_reason: String,
+    detection: detection::Gauge,
+    outbox: outbox::Handle,
+    state: PathBuf,
+}
+
+impl Facts {
+    fn hello(&self) -> wire::Hello {
+        wire::Hello {
+            agent_version: env!("CARGO_PKG_VERSION").into(),
+            boot_id: self.host.boot_id.clone(),
+            level: self.sensors.level().to_wire().into(),
+            rules_version: self.detection.state().rules_version,
+            host_name: self.host.name.clone(),
+            os: self.host.os.clone(),
+            ..Default::default()
+        }
+    }
+
+    fn status(&self) -> wire::Status {
+        let figures = self.outbox.figures();
+        let counters = self.counters.all().into_iter();
+        wire::Status {
+            time_unix_ns: Moment::now().unix_ns,
+            level: self.sensors.level().to_wire().into(),
+            rules_version: self.detection.state().rules_version,
+            outbox_events: figures.events,
+            outbox_bytes: figures.bytes,
+            oldest_event_age_ms: figures.oldest_age_ms,
+            memory_bytes: resident_bytes(std::process::id()),
+            certificate_expires_unix_s: self.credentials().map_or(0, |credentials| credentials.expires_unix_s),
+            counters: counters.map(|(name, value)| wire::Counter { name: name.into(), value }).collect(),
+            health: Vec::new(),
+        }
+    }
+
+    fn report(&self, transport: &State) -> Report {
+        let (detection, figures, credentials) = (self.detection.state(), self.outbox.figures(), self.credentials());
+        let level = self.sensors.level();
+        let (word, detail) = words(transport);
+        Report {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            worker_pid: detection.worker_pid,
+            memory_bytes: resident_bytes(std::process::id()),
+            worker_memory_bytes: detection.worker_resident_bytes,
+            started_unix_s: self.started.unix_ns / 1_000_000_000,
+            level: level.name().into(),
+            level_reason: self.level_reason.clone(),
+            rules_version: detection.rules_version,
+            rules: u64::from(detection.rules_count),
+            rule_errors: detection.rule_errors,
+            poisoned: detection.poisoned as u64,
+            transport: word.into(),
+            transport_detail: detail,
+            agent_id: credentials.as_ref().map_or_else(String::new, |credentials| credentials.agent.to_string()),
+            certificate_expires_unix_s: credentials.map_or(0, |credentials| credentials.expires_unix_s),
+            outbox_events: figures.events,
+            outbox_bytes: figures.bytes,
+            oldest_event_age_ms: figures.oldest_age_ms,
+            counters: self.counters.all().into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+        }
+    }
+
+    fn credentials(&self) -> Option<Credentials> {
+        Credentials::load(&self.state).ok()
+    }
+}
+
+fn words(state: &State) -> (&'static str, String) {
+    match state {
+        State::NotJoined { reason } => ("not joined", reason.clone()),
+        State::Connecting { error } => ("connecting", error.clone().unwrap_or_default()),
+        State::Connected { since, .. } => ("connected", format!("for {} s", since.elapsed().as_secs())),
+        State::Refused { code, reason } => ("refused", format!("{}: {reason}", code.as_str_name())),
+    }
+}
+
+/// Answers `vidette-agent status` on a thread of its own.
+fn answer(facts: Facts, transport: watch::Receiver<State>, folder: PathBuf, stop: Stop) -> anyhow::Result<JoinHandle<()>> {
+    let socket = status::listen(&folder)?;
+    Ok(std::thread::Builder::new().name("status".into()).spawn(move || {
+        status::serve(&socket, &folder, &stop, || facts.report(&transport.borrow().clone()));
+    })?)
+}
+
+/// What `vidette-agent watch` shows.
+#[derive(Debug, Clone)]
+pub struct Watch {
+    /// Absolute paths.
+    pub paths: Vec<Vec<u8>>,
+    /// Use the portable sensors.
+    pub polling: bool,
+    /// Use the rules that ship.
+    pub builtin_rules: bool,
+    /// Further rules.
+    pub rules: Vec<PathBuf>,
+}
+
+/// Sensors and detection alone: every event goes to `show`, until `stop` or until `show` fails.
+///
+/// # Errors
+/// What could not be started, or what `show` says.
+pub fn watch(watch: &Watch, stop: &Stop, mut show: impl FnMut(&wire::Event) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let host = Host::read();
+    let counters = Arc::new(Counters::default());
+    let (observe, observations) = bounded(OBSERVATIONS_QUEUE_MAX);
+    let (emit, events) = bounded(EVENTS_QUEUE_MAX);
+    let config = Config {
+        watch: watch.paths.clone(),
+        polling: watch.polling,
+        builtin_rules: watch.builtin_rules,
+        rules: watch.rules.clone(),
+        ..Config::of_defaults()
+    };
+    let detection = detection::start(detection_config(&config, &host)?, counters.clone(), observations, emit)?;
+    let sensors = sensors::start(sensors_config(&config), counters, observe)?;
+    tracing::info!(level = sensors.level().name(), reason = sensors.reason(), "watching; end it with Ctrl-C");
+    let result = loop {
+        crossbeam_channel::select! {
+            recv(events) -> event => match event {
+                Ok(event) => if let Err(error) = show(&event) { break Err(error) },
+                Err(_) => break Err(anyhow::anyhow!("the stage `detection` failed")),
+            },
+            recv(stop.channel()) -> _ => break Ok(()),
+        }
+    };
+    sensors.stop();
+    drop(events);
+    detection.join();
+    result
 }

@@ -46,7 +46,7 @@ pub struct Report {
     /// Rule files left out, with the mistake.
     pub rule_errors: Vec<String>,
     /// Files that killed the scanner and are not tried again with these rules.
-    pub poison: Vec<String>,
+    pub poisoned: u64,
     /// What the transport does: `connected`, `connecting`, `not joined`, `refused`.
     pub transport: String,
     /// More on that: since when, or why not.
@@ -65,11 +65,11 @@ pub struct Report {
     pub counters: BTreeMap<String, u64>,
 }
 
-/// Answers until `stop`. Runs on the caller's thread.
+/// Makes the socket; one that an earlier agent left behind is replaced.
 ///
 /// # Errors
-/// When the socket can't be made.
-pub fn serve(folder: &Path, stop: &Stop, report: impl Fn() -> Report) -> anyhow::Result<()> {
+/// When it can't be made.
+pub fn listen(folder: &Path) -> anyhow::Result<UnixListener> {
     let path = folder.join(SOCKET);
     if let Err(error) = std::fs::remove_file(&path)
         && error.kind() != std::io::ErrorKind::NotFound
@@ -79,6 +79,11 @@ pub fn serve(folder: &Path, stop: &Stop, report: impl Fn() -> Report) -> anyhow:
     let listener = UnixListener::bind(&path).with_context(|| format!("could not listen on {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
     listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Answers until `stop`. Runs on the caller's thread.
+pub fn serve(listener: &UnixListener, folder: &Path, stop: &Stop, report: impl Fn() -> Report) {
     while !stop.is_set() {
         match listener.accept() {
             Ok((stream, _)) => {
@@ -95,8 +100,7 @@ pub fn serve(folder: &Path, stop: &Stop, report: impl Fn() -> Report) -> anyhow:
             }
         }
     }
-    let _ = std::fs::remove_file(&path);
-    Ok(())
+    let _ = std::fs::remove_file(folder.join(SOCKET));
 }
 
 fn answer(mut stream: UnixStream, report: &Report) -> anyhow::Result<()> {

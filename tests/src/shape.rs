@@ -33,7 +33,7 @@ const PROTOCOL_MAY: [&str; 9] =
 /// The agent's stages in path order; `worker` belongs to detection.
 const AGENT_STAGES: [&[&str]; 4] = [&["sensors"], &["detection", "worker"], &["outbox"], &["transport"]];
 /// The collector's. Identity stands before ingest: who is asked before what.
-const COLLECTOR_STAGES: [&[&str]; 4] = [&["identity", "store"], &["ingest"], &["sinks"], &["cli"]];
+const COLLECTOR_STAGES: [&[&str]; 5] = [&["identity"], &["ingest"], &["store"], &["sinks"], &["cli"]];
 
 /// All violations in the tree at `root`, one sentence each.
 ///

@@ -13,6 +13,8 @@ pub mod run;
 pub mod scan;
 /// Asks a running agent how it is: `status`.
 pub mod status;
+/// Every regular file under a path.
+pub mod walk;
 /// Prints events live, with no collector: `watch`.
 pub mod watch;
 
@@ -50,13 +52,14 @@ pub enum Command {
     /// Run the agent until it is told to stop (SIGTERM or Ctrl-C)
     Run(run::Args),
     /// Enrol this host with a collector; reads the line of `vidette tokens create` from standard input
-    Join(join::Args),
+    Join(join::Arguments),
     /// Scan files and folders now; needs no collector
     Scan(scan::Args),
     /// Print what happens to the given paths, live; needs no collector
     Watch(watch::Args),
     /// Work with rules
-    Rules(rules::Args),
+    #[command(subcommand)]
+    Rules(rules::Command),
     /// Show how the agent that runs on this host is
     Status(status::Args),
     /// Print a completion script for a shell
@@ -86,7 +89,7 @@ Exit codes: 0 success (scan: clean), 1 scan matched or rules are bad, 2 error.";
 pub fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(&args),
-        Command::Join(args) => join::run(args),
+        Command::Join(args) => Ok(join::run(&args)),
         Command::Scan(args) => scan::run(args),
         Command::Watch(args) => watch::run(&args),
         Command::Rules(args) => rules::run(args),
@@ -96,6 +99,6 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
             clap_complete::generate(shell, &mut command, "vidette-agent", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
-        Command::Worker(args) => crate::worker::run(args),
+        Command::Worker(args) => crate::worker::run(&args),
     }
 }

@@ -40,7 +40,7 @@ fn table(report: &Report) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     let mut row = |name: &str, value: String| {
-        table.add_row([name.to_owned(), escape::terminal_text(&value)]);
+        table.add_row([name.to_owned(), escape::terminal(value.as_bytes())]);
     };
     row("version", report.version.clone());
     row("agent", if report.agent_id.is_empty() { "not joined".into() } else { report.agent_id.clone() });
@@ -58,8 +58,8 @@ fn table(report: &Report) -> String {
     for error in &report.rule_errors {
         row("rule left out", error.clone());
     }
-    for file in &report.poison {
-        row("not scanned again", file.clone());
+    if report.poisoned > 0 {
+        row("not scanned again", format!("{} files that killed the scanner", report.poisoned));
     }
     row("collector", join(&report.transport, &report.transport_detail));
     if report.certificate_expires_unix_s != 0 {

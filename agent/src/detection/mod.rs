@@ -11,6 +11,10 @@
 pub mod rules;
 /// A bounded map that forgets what was used longest ago.
 pub mod lru;
+/// What changed while nobody watched.
+pub mod catch_up;
+/// Up to when everything was taken care of.
+pub mod mark;
 /// Verdicts that still hold.
 pub mod cache;
 /// What waits to be scanned, in which order.
@@ -109,9 +113,7 @@ impl Detection {
     /// How it is.
     #[must_use]
     pub fn state(&self) -> Snapshot {
-        let mut snapshot = lock(&self.shared).clone();
-        snapshot.worker_resident_bytes = snapshot.worker_pid.map_or(0, resident_bytes);
-        snapshot
+        self.gauge().state()
     }
 
     /// Reads and uses other rules; the outcome is an event.
@@ -120,12 +122,38 @@ impl Detection {
         let _ = self.reload.send(sources);
     }
 
+    /// Whether its thread has ended; before [`Detection::join`] only by a fault.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// A way to ask how it is that outlives the handle.
+    #[must_use]
+    pub fn gauge(&self) -> Gauge {
+        Gauge(self.shared.clone())
+    }
+
     /// Waits until the stage has ended.
     pub fn join(self) {
         drop(self.reload);
         if self.thread.join().is_err() {
             tracing::error!("the detection stage panicked");
         }
+    }
+}
+
+/// Tells how detection is to whoever shows it.
+#[derive(Debug, Clone)]
+pub struct Gauge(Arc<Mutex<Snapshot>>);
+
+impl Gauge {
+    /// How it is now.
+    #[must_use]
+    pub fn state(&self) -> Snapshot {
+        let mut snapshot = lock(&self.0).clone();
+        snapshot.worker_resident_bytes = snapshot.worker_pid.map_or(0, resident_bytes);
+        snapshot
     }
 }
 

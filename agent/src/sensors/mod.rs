@@ -121,15 +121,33 @@ impl Level {
     }
 }
 
-impl Sensors {
+/// Tells the level of running sensors to whoever shows it.
+#[derive(Debug, Clone)]
+pub struct Gauge(Arc<AtomicU8>);
+
+impl Gauge {
     /// The level now: it falls to `names` while the process connector is down.
     #[must_use]
     pub fn level(&self) -> Level {
-        match self.level.load(Ordering::Relaxed) {
+        match self.0.load(Ordering::Relaxed) {
             0 => Level::Full,
             1 => Level::Names,
             _ => Level::Polling,
         }
+    }
+}
+
+impl Sensors {
+    /// Goes on telling the level after the sensors were handed to whoever stops them.
+    #[must_use]
+    pub fn gauge(&self) -> Gauge {
+        Gauge(self.level.clone())
+    }
+
+    /// The level now.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.gauge().level()
     }
 
     /// Why not `full` from the start; empty when it was. What changes later is a health observation.

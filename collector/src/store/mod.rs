@@ -21,6 +21,7 @@ pub use reader::{Count, Filter, Reader, Stored};
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use db::{Db, Memory};
+use crate::ingest::Commits;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -210,6 +211,16 @@ impl Handle {
             };
             tokio::time::sleep(FULL_QUEUE_WAIT).await;
         }
+    }
+}
+
+impl Commits for Handle {
+    async fn commit(&self, arrival: Arrival) -> anyhow::Result<Committed> {
+        Ok(Self::commit(self, arrival).await?)
+    }
+
+    async fn durable(&self, agent: AgentId, epoch: u64) -> anyhow::Result<Vec<(Class, u64)>> {
+        Ok(Self::durable(self, agent, epoch).await?)
     }
 }
 

@@ -90,7 +90,8 @@ impl Looked {
     fn take(&mut self, scan: Scan) {
         self.file.blake3 = scan.blake3.map(|digest| digest.to_vec()).unwrap_or_default();
         self.file.sha256 = scan.sha256.map(|digest| digest.to_vec()).unwrap_or_default();
-        (self.verdict, self.rules, self.detail, self.scan_us) = (scan.verdict, scan.rules, scan.detail, scan.scan_us);
+        (self.verdict, self.rules, self.detail, self.scan_us) =
+            (scan.verdict, scan.rules, scan.detail, scan.scan_us);
     }
 
     fn file_of(&self, item: &Item) -> wire::File {

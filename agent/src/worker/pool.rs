@@ -250,9 +250,15 @@ impl Pool {
             Stage::Ready(..) if self.flight.deadline().is_some_and(|deadline| deadline <= now) => {
                 self.kill_stuck(now, &mut out);
             }
-            Stage::Ready(_, served) if self.flight.is_empty() && served.last + IDLE_TIME <= now => self.stop(),
+            Stage::Ready(_, served) if self.flight.is_empty() && served.last + IDLE_TIME <= now => {
+                self.stop()
+            }
             Stage::Waiting(until) | Stage::Broken(_, until) if *until <= now => self.stage = Stage::Stopped,
-            Stage::Stopped | Stage::Loading(..) | Stage::Ready(..) | Stage::Waiting(_) | Stage::Broken(..) => {}
+            Stage::Stopped
+            | Stage::Loading(..)
+            | Stage::Ready(..)
+            | Stage::Waiting(_)
+            | Stage::Broken(..) => {}
         }
         self.advance(now, &mut out);
         out
@@ -290,7 +296,9 @@ impl Pool {
                     out.push(self.done(job, Outcome::Scanned(scan)));
                     self.count_file(now);
                 }
-                None => self.died(Some("it answered for a file that it was not given".into()), false, now, out),
+                None => {
+                    self.died(Some("it answered for a file that it was not given".into()), false, now, out)
+                }
             },
         }
     }
@@ -309,7 +317,9 @@ impl Pool {
         self.wanted = false;
         (self.deaths, self.load_deaths) = (0, 0);
         self.stage = match std::mem::replace(&mut self.stage, Stage::Stopped) {
-            Stage::Loading(process, _) => Stage::Ready(process, Served { files: 0, last: now, retire: false }),
+            Stage::Loading(process, _) => {
+                Stage::Ready(process, Served { files: 0, last: now, retire: false })
+            }
             stage @ (Stage::Stopped | Stage::Ready(..) | Stage::Waiting(_) | Stage::Broken(..)) => stage,
         };
         out.push(Output::Loaded(loaded));
@@ -320,7 +330,8 @@ impl Pool {
             served.files += 1;
             served.last = now;
             if served.files % FILES_BETWEEN_LOOKS == 0 {
-                served.retire = served.files >= FILES_MAX || resident_bytes(process.pid()) > RESIDENT_BYTES_MAX;
+                served.retire =
+                    served.files >= FILES_MAX || resident_bytes(process.pid()) > RESIDENT_BYTES_MAX;
             }
         }
     }
@@ -459,7 +470,9 @@ impl Pool {
     }
 
     fn stop(&mut self) {
-        if let Stage::Loading(process, _) | Stage::Ready(process, _) = std::mem::replace(&mut self.stage, Stage::Stopped) {
+        if let Stage::Loading(process, _) | Stage::Ready(process, _) =
+            std::mem::replace(&mut self.stage, Stage::Stopped)
+        {
             self.collect(process, false);
         }
         self.last_words = None;

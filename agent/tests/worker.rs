@@ -303,6 +303,40 @@ fn a_worker_that_hangs_is_killed_and_the_file_not_tried_again() {
 }
 
 #[test]
+fn stopping_the_service_is_not_taken_for_a_crash() {
+    let mut pool = pool();
+    ready(&mut pool);
+    let pid = pool.pid().unwrap();
+    for stop in [rustix::process::Signal::TERM, rustix::process::Signal::INT, rustix::process::Signal::HUP] {
+        signal(pid, stop);
+    }
+    assert_eq!(scanned(scan_one(&mut pool, file(b"one"))).verdict, Verdict::Clean);
+    assert_eq!(pool.pid(), Some(pid));
+}
+
+#[test]
+fn an_idle_worker_is_stopped_and_started_again_for_the_next_file() {
+    let mut pool = pool();
+    ready(&mut pool);
+    let first = pool.pid().unwrap();
+    pool.tick(Instant::now() + pool::IDLE_TIME / 2);
+    assert_eq!(pool.pid(), Some(first));
+    pool.tick(Instant::now() + pool::IDLE_TIME);
+    assert_eq!(pool.pid(), None);
+    assert!(!Path::new(&format!("/proc/{first}")).exists(), "collected");
+    assert_eq!(scanned(scan_one(&mut pool, file(b"vidette-marker-string"))).verdict, Verdict::Matched);
+}
+
+#[test]
+fn a_worker_dies_with_its_pool() {
+    let mut pool = pool();
+    ready(&mut pool);
+    let pid = pool.pid().unwrap();
+    drop(pool);
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
 fn a_program_that_is_no_worker_is_given_up() {
     let launcher = Launcher::of(Path::new("/bin/true")).unwrap();
     let (rules, timeout) = (rules(MARKER_RULES), Duration::from_secs(2));

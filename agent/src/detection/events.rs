@@ -56,13 +56,18 @@ pub fn file(stat: &rustix::fs::Stat) -> wire::File {
         device: key.device,
         inode: key.inode,
         size: key.size,
-        mode: stat.st_mode.into(),
+        mode: mode(stat),
         uid: stat.st_uid,
         gid: stat.st_gid,
         mtime_unix_ns: key.mtime_ns,
         ctime_unix_ns: key.ctime_ns,
         ..Default::default()
     }
+}
+
+#[allow(clippy::useless_conversion)] // The width differs between systems.
+fn mode(stat: &rustix::fs::Stat) -> u32 {
+    stat.st_mode.into()
 }
 
 impl Looked {

@@ -55,6 +55,7 @@ pub struct Report {
 /// Names the step that failed; the caller must end then, because it may be half inside.
 pub fn enter(violation: Violation) -> Result<Report> {
     close_all_but_standard().context("could not close inherited descriptors")?;
+    ignore_stop_signals();
     let user_dropped = drop_user()?;
     drop_capabilities()?;
     rustix::thread::set_no_new_privs(true).context("could not set no_new_privs")?;
@@ -86,6 +87,15 @@ fn close_all_but_standard() -> std::io::Result<()> {
         unsafe { libc::close(descriptor) };
     }
     Ok(())
+}
+
+/// Whoever stops a service signals all of its processes at once. The worker ends when the agent hangs up; ended before
+/// that, it would look as if a file had killed it.
+fn ignore_stop_signals() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        // SAFETY: ignoring a signal runs no code of ours; the numbers are valid, so that it can't fail.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
 }
 
 /// The bounding set first, because that needs a capability; then groups, group, user.

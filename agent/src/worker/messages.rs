@@ -360,9 +360,11 @@ mod tests {
         assert_eq!(scan.blake3, Some([1; 32]));
     }
 
+    type Change = fn(&mut Scanned);
+
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let refused: [(&str, fn(&mut Scanned)); 9] = [
+        let refused: [(&str, Change); 9] = [
             ("clean with matches", |s| s.verdict = wire::Verdict::Clean as i32),
             ("matched without rules", |s| s.rules.clear()),
             ("not scanned", |s| s.verdict = wire::Verdict::NotScanned as i32),

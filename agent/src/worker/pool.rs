@@ -30,11 +30,15 @@ pub const RETRY_TIME: Duration = Duration::from_secs(60);
 pub const FILES_MAX: u64 = 50_000;
 /// A worker that holds more is replaced. Bytes.
 pub const RESIDENT_BYTES_MAX: u64 = 768 << 20;
+/// Of all scans in flight together. Bytes.
+pub const FILES_BYTES_MAX: u64 = 512 << 20;
 /// How many files pass between two looks at its memory; also the fewest it serves, however large its rules are.
 const FILES_BETWEEN_LOOKS: u64 = 256;
 /// Killed workers that the kernel has not let go of yet.
 const UNCOLLECTED_MAX: usize = 16;
 
+const _: () =
+    assert!(SIZE_BYTES_MAX <= FILES_BYTES_MAX && 2 * FILES_BYTES_MAX <= crate::sys::sandbox::DATA_BYTES_MAX);
 const _: () = assert!(RESIDENT_BYTES_MAX < crate::sys::sandbox::DATA_BYTES_MAX);
 
 /// How the pool works.
@@ -128,8 +132,10 @@ impl Pool {
     /// Starts nothing yet.
     #[must_use]
     pub fn new(mut settings: Settings) -> Self {
-        settings.threads = settings.threads.clamp(1, THREADS_MAX);
         settings.size_max_bytes = settings.size_max_bytes.clamp(2, SIZE_BYTES_MAX);
+        // Each thread holds one file; together they must leave room for rules.
+        let fitting = usize::try_from(FILES_BYTES_MAX / settings.size_max_bytes).unwrap_or(THREADS_MAX);
+        settings.threads = settings.threads.clamp(1, THREADS_MAX.min(fitting));
         let (told, notes) = bounded(NOTES_MAX);
         Self {
             flight: Flight::new(settings.threads, settings.timeout + GRACE),

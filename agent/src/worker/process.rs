@@ -90,6 +90,8 @@ impl Launcher {
         // The child has the same descriptor under the same number until it runs the program (proc(5)).
         let mut command = Command::new(format!("/proc/self/fd/{}", self.program.as_raw_fd()));
         command.arg0("vidette-agent").arg("worker").env_clear().current_dir("/");
+        // A signal for the agent's process group, such as Ctrl-C, is not for the worker.
+        command.process_group(0);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         if self.violation == Violation::Kill {
             command.arg("--kill-on-violation");

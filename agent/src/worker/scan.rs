@@ -110,10 +110,10 @@ fn read(
     let max = usize::try_from(length).unwrap_or(usize::MAX);
     // One more than its size, so that the end is seen without growing.
     let hint = usize::try_from(size_hint.saturating_add(1)).unwrap_or(usize::MAX);
-    buffer.reserve(hint.min(max));
+    buffer.reserve_exact(hint.min(max));
     while buffer.len() < max {
         if buffer.len() == buffer.capacity() {
-            buffer.reserve(READ_BYTES.min(max - buffer.len()));
+            buffer.reserve_exact(READ_BYTES.min(max - buffer.len()));
         }
         let at = offset + buffer.len() as u64;
         match rustix::io::pread(file.as_fd(), rustix::buffer::spare_capacity(buffer), at) {

@@ -53,7 +53,8 @@ pub fn run(command: Command) -> Result<ExitCode> {
     let sources = found.sources.clone();
     let loaded = ask(found.into_set())?;
     for source in &sources {
-        let problems: Vec<&Problem> = loaded.problems.iter().filter(|problem| problem.file == source.name).collect();
+        let problems: Vec<&Problem> =
+            loaded.problems.iter().filter(|problem| problem.file == source.name).collect();
         if args.json { print_json(source, &problems) } else { print(source, &problems) }
     }
     let bad = loaded.problems.iter().any(|problem| problem.error);
@@ -72,8 +73,13 @@ pub fn run(command: Command) -> Result<ExitCode> {
 
 fn ask(rules: crate::worker::RuleSet) -> Result<Loaded> {
     let launcher = Launcher::own()?;
-    let mut pool =
-        Pool::new(Settings { launcher, rules, threads: 1, size_max_bytes: SIZE_DEFAULT_BYTES, timeout: TIMEOUT });
+    let mut pool = Pool::new(Settings {
+        launcher,
+        rules,
+        threads: 1,
+        size_max_bytes: SIZE_DEFAULT_BYTES,
+        timeout: TIMEOUT,
+    });
     let mut outputs = pool.prepare(Instant::now());
     loop {
         for output in outputs {

@@ -74,7 +74,8 @@ impl std::str::FromStr for ByteSize {
             "g" | "gb" | "gib" => 1 << 30,
             _ => return Err(format!("`{text}` is no size: write it like 64MiB")),
         };
-        let number: u64 = text[..digits].parse().map_err(|_| format!("`{text}` is no size: write it like 64MiB"))?;
+        let number: u64 =
+            text[..digits].parse().map_err(|_| format!("`{text}` is no size: write it like 64MiB"))?;
         match number.checked_mul(unit) {
             Some(bytes @ 2..=SIZE_BYTES_MAX) => Ok(Self(bytes)),
             Some(_) | None => Err(format!("the size must be between 2 and {SIZE_BYTES_MAX} bytes")),
@@ -129,7 +130,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
             Ok(walk) => scan.walk(walk)?,
             Err(error) => {
                 scan.totals.bad_paths += 1;
-                scan.say(&format!("could not scan {}: {error}", escape::terminal(path.as_os_str().as_encoded_bytes())));
+                scan.say(&format!(
+                    "could not scan {}: {error}",
+                    escape::terminal(path.as_os_str().as_encoded_bytes())
+                ));
             }
         }
     }
@@ -145,7 +149,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
 impl Scan {
     fn new(args: &Args) -> Result<Self> {
         let timeout = Duration::try_from(args.timeout).ok().filter(|timeout| *timeout >= TIMEOUT_MIN);
-        let Some(timeout) = timeout else { bail!("--timeout must be at least {} seconds", TIMEOUT_MIN.as_secs()) };
+        let Some(timeout) = timeout else {
+            bail!("--timeout must be at least {} seconds", TIMEOUT_MIN.as_secs())
+        };
         let sources = RuleSources { builtin: !args.no_builtin_rules, files: args.rules.clone() };
         let found = sources.load();
         for error in &found.errors {
@@ -187,6 +193,7 @@ impl Scan {
             }
             outputs = self.pool.wait(WAIT);
         }
+    }
 
     fn walk(&mut self, walk: Walk) -> Result<()> {
         for found in walk {
@@ -218,7 +225,10 @@ impl Scan {
                     for problem in loaded.problems.iter().filter(|problem| problem.error) {
                         self.totals.bad_rules += 1;
                         let message = escape::terminal(problem.message.as_bytes());
-                        self.say(&format!("{}:{}: {message}; this file's rules are left out", problem.file, problem.line));
+                        self.say(&format!(
+                            "{}:{}: {message}; this file's rules are left out",
+                            problem.file, problem.line
+                        ));
                     }
                     if loaded.rules == 0 {
                         bail!("there is not one usable rule: see `vidette-agent rules check`");
@@ -252,7 +262,9 @@ impl Scan {
                 self.totals.in_part += 1;
                 self.say(&format!("{}: {}", escape::terminal(&path), looked.detail));
             }
-            Verdict::TimedOut | Verdict::Failed | Verdict::NotScanned | Verdict::Unspecified => self.totals.failed += 1,
+            Verdict::TimedOut | Verdict::Failed | Verdict::NotScanned | Verdict::Unspecified => {
+                self.totals.failed += 1
+            }
         }
         self.show(path, &looked)?;
         self.show_progress();
@@ -282,11 +294,12 @@ impl Scan {
             human(&item.path, looked)
         };
         debug_assert!(matches!(event.kind, Some(Kind::Detection(_))));
-        self.progress.suspend(|| {
-            let mut out = std::io::stdout().lock();
-            lines.iter().try_for_each(|line| writeln!(out, "{line}"))
-        })
-        .context("could not write to standard output")
+        self.progress
+            .suspend(|| {
+                let mut out = std::io::stdout().lock();
+                lines.iter().try_for_each(|line| writeln!(out, "{line}"))
+            })
+            .context("could not write to standard output")
     }
 
     fn say(&self, text: &str) {
@@ -308,7 +321,8 @@ fn progress_bar() -> Result<ProgressBar> {
     if !std::io::stderr().is_terminal() {
         return Ok(ProgressBar::hidden());
     }
-    let style = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}").context("could not make a progress bar")?;
+    let style = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}")
+        .context("could not make a progress bar")?;
     let bar = ProgressBar::new_spinner().with_style(style);
     bar.enable_steady_tick(WAIT);
     Ok(bar)
@@ -318,7 +332,12 @@ fn progress_bar() -> Result<ProgressBar> {
 fn human(path: &[u8], looked: &Looked) -> Vec<String> {
     let path = escape::terminal(path);
     if looked.rules.is_empty() {
-        return vec![format!("{:<8}  {:<32}  {path}: {}", "-", verdict_name(looked.verdict), escape::terminal(looked.detail.as_bytes()))];
+        return vec![format!(
+            "{:<8}  {:<32}  {path}: {}",
+            "-",
+            verdict_name(looked.verdict),
+            escape::terminal(looked.detail.as_bytes())
+        )];
     }
     let line = |rule: &vidette_protocol::wire::RuleMatch| {
         let severity = Severity::try_from(rule.severity).map_or("medium", severity_name);
@@ -351,7 +370,12 @@ fn verdict_name(verdict: Verdict) -> &'static str {
 impl Totals {
     fn print(&self, time: Duration) {
         let mib = self.bytes as f64 / f64::from(1 << 20);
-        eprintln!("{} files, {mib:.1} MiB scanned in {:.1} s: {} matched", self.files, time.as_secs_f64(), self.matched);
+        eprintln!(
+            "{} files, {mib:.1} MiB scanned in {:.1} s: {} matched",
+            self.files,
+            time.as_secs_f64(),
+            self.matched
+        );
         for (count, what) in [
             (self.in_part, "scanned only in part, being larger than --max-size"),
             (self.failed, "not scanned, because the scan failed or took too long"),
@@ -370,7 +394,8 @@ impl Totals {
 
     /// Only clean means clean.
     fn exit_code(&self) -> ExitCode {
-        let incomplete = self.in_part + self.failed + self.unreadable + self.bad_paths + self.bad_rules as u64;
+        let incomplete =
+            self.in_part + self.failed + self.unreadable + self.bad_paths + self.bad_rules as u64;
         match (self.matched, incomplete) {
             (1.., _) => ExitCode::from(1),
             (0, 1..) => ExitCode::from(2),

@@ -85,11 +85,17 @@ impl Walk {
             return Some(Found::Skipped);
         }
         if self.stack.len() >= DEPTH_MAX {
-            return Some(Found::Unreadable(path, format!("deeper than {DEPTH_MAX} folders: scan it by itself")));
+            return Some(Found::Unreadable(
+                path,
+                format!("deeper than {DEPTH_MAX} folders: scan it by itself"),
+            ));
         }
         if self.options.follow {
             if self.visited.len() >= VISITED_MAX {
-                return Some(Found::Unreadable(path, format!("more than {VISITED_MAX} folders: scan without --follow")));
+                return Some(Found::Unreadable(
+                    path,
+                    format!("more than {VISITED_MAX} folders: scan without --follow"),
+                ));
             }
             if !self.visited.insert((device, inode)) {
                 return Some(Found::Skipped);
@@ -121,14 +127,21 @@ impl Walk {
 }
 
 /// Opens a regular file or a folder; `None` for anything else.
-fn open(folder: impl AsFd, name: &CStr, kind: FileType, follow: bool) -> Result<Option<(OwnedFd, FileType)>, Errno> {
+fn open(
+    folder: impl AsFd,
+    name: &CStr,
+    kind: FileType,
+    follow: bool,
+) -> Result<Option<(OwnedFd, FileType)>, Errno> {
     let kind = match kind {
         FileType::RegularFile | FileType::Directory => kind,
         FileType::Symlink if !follow => return Ok(None),
         FileType::Symlink => type_of(rustix::fs::statat(&folder, name, AtFlags::empty())?),
         // Some file systems do not say.
         FileType::Unknown => type_of(rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW)?),
-        FileType::Fifo | FileType::Socket | FileType::CharacterDevice | FileType::BlockDevice => return Ok(None),
+        FileType::Fifo | FileType::Socket | FileType::CharacterDevice | FileType::BlockDevice => {
+            return Ok(None);
+        }
     };
     let flags = match kind {
         FileType::RegularFile => file_flags(follow),

@@ -63,7 +63,14 @@ impl Cache {
 
     /// Keeps what a scan said, when it may: `before` and `after` are of the descriptor, `began_ns` is when the scan was
     /// asked for.
-    pub fn put(&mut self, before: &FileKey, after: &FileKey, began_ns: i64, rules_version: &str, scan: &Scan) {
+    pub fn put(
+        &mut self,
+        before: &FileKey,
+        after: &FileKey,
+        began_ns: i64,
+        rules_version: &str,
+        scan: &Scan,
+    ) {
         if rules_version != self.rules_version {
             self.clean.clear();
             self.matched.clear();
@@ -77,7 +84,11 @@ impl Cache {
         match scan.verdict {
             Verdict::Clean => self.clean.insert(digest, ()),
             Verdict::Matched => self.matched.insert(digest, Arc::new(scan.clone())),
-            Verdict::TooLarge | Verdict::TimedOut | Verdict::Failed | Verdict::NotScanned | Verdict::Unspecified => return,
+            Verdict::TooLarge
+            | Verdict::TimedOut
+            | Verdict::Failed
+            | Verdict::NotScanned
+            | Verdict::Unspecified => return,
         }
         self.digests.insert(*before, digest);
     }
@@ -119,7 +130,13 @@ mod tests {
         assert_eq!(cache.get(&key(), "v2", 20 * SECOND), None);
         assert_eq!(cache.get(&FileKey { size: 4, ..key() }, "v1", 20 * SECOND), None);
         assert_eq!(cache.get(&key(), "v1", 11 * SECOND), None, "the clock was set back: nothing is certain");
-        cache.put(&FileKey { inode: 9, ..key() }, &FileKey { inode: 9, ..key() }, 20 * SECOND, "v2", &scan(Verdict::Matched));
+        cache.put(
+            &FileKey { inode: 9, ..key() },
+            &FileKey { inode: 9, ..key() },
+            20 * SECOND,
+            "v2",
+            &scan(Verdict::Matched),
+        );
         assert!(matches!(cache.get(&key(), "v2", 20 * SECOND), Some(Known::Matched(_))), "same digest");
         assert_eq!(cache.get(&key(), "v1", 20 * SECOND), None);
     }
@@ -127,7 +144,12 @@ mod tests {
     #[test]
     fn what_is_not_certain_is_not_kept() {
         let cases: [(&str, FileKey, i64, Scan); 6] = [
-            ("changed while read", FileKey { ctime_ns: 11 * SECOND, ..key() }, 20 * SECOND, scan(Verdict::Clean)),
+            (
+                "changed while read",
+                FileKey { ctime_ns: 11 * SECOND, ..key() },
+                20 * SECOND,
+                scan(Verdict::Clean),
+            ),
             ("young", key(), 11 * SECOND, scan(Verdict::Clean)),
             ("unstable", key(), 20 * SECOND, Scan { stable: false, ..scan(Verdict::Clean) }),
             ("a part", key(), 20 * SECOND, Scan { scanned_bytes: 2, ..scan(Verdict::Clean) }),

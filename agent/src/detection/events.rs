@@ -56,13 +56,18 @@ pub fn file(stat: &rustix::fs::Stat) -> wire::File {
         device: key.device,
         inode: key.inode,
         size: key.size,
-        mode: stat.st_mode.into(),
+        mode: mode(stat),
         uid: stat.st_uid,
         gid: stat.st_gid,
         mtime_unix_ns: key.mtime_ns,
         ctime_unix_ns: key.ctime_ns,
         ..Default::default()
     }
+}
+
+#[allow(clippy::useless_conversion)] // The width differs between systems.
+fn mode(stat: &rustix::fs::Stat) -> u32 {
+    stat.st_mode.into()
 }
 
 impl Looked {
@@ -90,7 +95,8 @@ impl Looked {
     fn take(&mut self, scan: Scan) {
         self.file.blake3 = scan.blake3.map(|digest| digest.to_vec()).unwrap_or_default();
         self.file.sha256 = scan.sha256.map(|digest| digest.to_vec()).unwrap_or_default();
-        (self.verdict, self.rules, self.detail, self.scan_us) = (scan.verdict, scan.rules, scan.detail, scan.scan_us);
+        (self.verdict, self.rules, self.detail, self.scan_us) =
+            (scan.verdict, scan.rules, scan.detail, scan.scan_us);
     }
 
     fn file_of(&self, item: &Item) -> wire::File {

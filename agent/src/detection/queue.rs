@@ -137,7 +137,8 @@ impl<F, T> Queue<F, T> {
         }
         if self.ready.len() >= 2 * WRITTEN_MAX {
             // Places that were left for the urgent queue, while nothing but urgent files was taken.
-            self.ready.retain(|(ticket, id)| self.entries.get(id).is_some_and(|entry| entry.ticket == *ticket));
+            self.ready
+                .retain(|(ticket, id)| self.entries.get(id).is_some_and(|entry| entry.ticket == *ticket));
         }
         self.tickets += 1;
         let ticket = self.tickets;
@@ -276,7 +277,10 @@ mod tests {
                     Pushed::Replaced(_) => replaced += 1,
                     Pushed::Full(..) => full += 1,
                 }
-                assert!(queue.len() <= WRITTEN_MAX + URGENT_MAX && queue.urgent_count <= URGENT_MAX, "seed {seed}");
+                assert!(
+                    queue.len() <= WRITTEN_MAX + URGENT_MAX && queue.urgent_count <= URGENT_MAX,
+                    "seed {seed}"
+                );
                 if random.random_bool(0.3) {
                     out += popped(&mut queue, now).map_or(0, |items| items.len() as u64);
                 }

@@ -49,17 +49,23 @@ impl RuleSources {
     pub fn load(&self) -> Found {
         let mut found = Found::default();
         if self.builtin {
-            let builtin = BUILTIN.iter().map(|(name, text)| (format!("{BUILTIN_PREFIX}{name}"), text.as_bytes().to_vec()));
+            let builtin = BUILTIN
+                .iter()
+                .map(|(name, text)| (format!("{BUILTIN_PREFIX}{name}"), text.as_bytes().to_vec()));
             found.sources.extend(builtin.map(|(name, text)| Source { name, text }));
         }
-        let mut bytes_left = RULES_BYTES_MAX - found.sources.iter().map(|source| source.text.len()).sum::<usize>().min(RULES_BYTES_MAX);
-        let mut paths: Vec<PathBuf> = self.files.iter().flat_map(|path| expand(path, &mut found.errors)).collect();
+        let mut bytes_left = RULES_BYTES_MAX
+            - found.sources.iter().map(|source| source.text.len()).sum::<usize>().min(RULES_BYTES_MAX);
+        let mut paths: Vec<PathBuf> =
+            self.files.iter().flat_map(|path| expand(path, &mut found.errors)).collect();
         // One that is named twice would clash with itself.
         let mut seen = std::collections::HashSet::new();
         paths.retain(|path| seen.insert(path.clone()));
         for path in paths {
             if found.sources.len() >= RULE_FILES_MAX {
-                found.errors.push(format!("more than {RULE_FILES_MAX} rule files: the rest is left out, join some"));
+                found
+                    .errors
+                    .push(format!("more than {RULE_FILES_MAX} rule files: the rest is left out, join some"));
                 break;
             }
             match read(&path, bytes_left) {
@@ -110,14 +116,18 @@ fn read(path: &Path, bytes_max: usize) -> Result<Vec<u8>, String> {
     let failed = |error: std::io::Error| format!("could not read the rule file {}: {error}", name(path));
     // Not blocking, for a FIFO; a link is what the operator named.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file: File = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))?.into();
+    let file: File =
+        rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))?.into();
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(format!("the rule file {} is not a regular file", name(path)));
     }
     let mut text = Vec::new();
     file.take(bytes_max as u64 + 1).read_to_end(&mut text).map_err(failed)?;
     if text.len() > bytes_max {
-        return Err(format!("the rule file {} is left out: all rules together may have {RULES_BYTES_MAX} bytes", name(path)));
+        return Err(format!(
+            "the rule file {} is left out: all rules together may have {RULES_BYTES_MAX} bytes",
+            name(path)
+        ));
     }
     Ok(text)
 }

@@ -231,7 +231,8 @@ impl Running {
     }
 
     fn shed_one(&mut self, at: Moment) {
-        let shed = self.shed.get_or_insert_with(|| Shed { count: 0, since: at, tell_at: Instant::now() + GAP_PACE });
+        let shed =
+            self.shed.get_or_insert_with(|| Shed { count: 0, since: at, tell_at: Instant::now() + GAP_PACE });
         shed.count += 1;
     }
 
@@ -290,7 +291,11 @@ impl Running {
                 }
                 Output::Unavailable(reason) => {
                     self.worker_failed = true;
-                    self.tell_health("worker", HealthState::Failed, &format!("files are not scanned: {reason}"));
+                    self.tell_health(
+                        "worker",
+                        HealthState::Failed,
+                        &format!("files are not scanned: {reason}"),
+                    );
                 }
             }
         }
@@ -331,7 +336,8 @@ impl Running {
         tracing::debug!(landlock = ready.landlock, user_dropped = ready.user_dropped, "scanner started");
         if ready.landlock == "none" && !self.sandbox_told {
             self.sandbox_told = true;
-            let message = "this kernel has no Landlock: the scanner is held by its system-call filter and user alone";
+            let message =
+                "this kernel has no Landlock: the scanner is held by its system-call filter and user alone";
             self.tell_health("worker", HealthState::Degraded, message);
         }
     }

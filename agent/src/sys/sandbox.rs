@@ -5,12 +5,14 @@
 //! Sources: capabilities(7), landlock(7), seccomp(2), prctl(2), close_range(2).
 
 use anyhow::{Context as _, Result, bail};
-use landlock::{ABI, Access as _, AccessFs, AccessNet, Compatible as _, Ruleset, RulesetAttr as _, RulesetStatus, Scope};
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, Compatible as _, Ruleset, RulesetAttr as _, RulesetStatus, Scope,
+};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen as Width, SeccompCmpOp as Compare, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
+    BpfProgram, SeccompAction, SeccompCmpArgLen as Width, SeccompCmpOp as Compare, SeccompCondition,
+    SeccompFilter, SeccompRule, TargetArch,
 };
 use std::collections::BTreeMap;
 
@@ -53,12 +55,15 @@ pub struct Report {
 /// Names the step that failed; the caller must end then, because it may be half inside.
 pub fn enter(violation: Violation) -> Result<Report> {
     close_all_but_standard().context("could not close inherited descriptors")?;
+    ignore_stop_signals();
     let user_dropped = drop_user()?;
     drop_capabilities()?;
     rustix::thread::set_no_new_privs(true).context("could not set no_new_privs")?;
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("could not forbid tracing")?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .context("could not forbid tracing")?;
     // After the change of user, which clears it.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("could not tie to the parent")?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .context("could not tie to the parent")?;
     limit_resources()?;
     let landlock = enter_landlock()?;
     enter_seccomp(violation)?;
@@ -84,6 +89,15 @@ fn close_all_but_standard() -> std::io::Result<()> {
     Ok(())
 }
 
+/// Whoever stops a service signals all of its processes at once. The worker ends when the agent hangs up; ended before
+/// that, it would look as if a file had killed it.
+fn ignore_stop_signals() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        // SAFETY: ignoring a signal runs no code of ours; the numbers are valid, so that it can't fail.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
 /// The bounding set first, because that needs a capability; then groups, group, user.
 fn drop_user() -> Result<bool> {
     if !rustix::process::geteuid().is_root() {
@@ -106,14 +120,21 @@ fn drop_bounding_set() -> std::io::Result<()> {
         }
         let error = std::io::Error::last_os_error();
         // EINVAL: this kernel has no capability of that number, nor any above it.
-        return if error.raw_os_error() == Some(libc::EINVAL) && capability > 0 { Ok(()) } else { Err(error) };
+        return if error.raw_os_error() == Some(libc::EINVAL) && capability > 0 {
+            Ok(())
+        } else {
+            Err(error)
+        };
     }
     Ok(())
 }
 
 fn drop_capabilities() -> Result<()> {
-    let none =
-        CapabilitySets { effective: CapabilitySet::empty(), permitted: CapabilitySet::empty(), inheritable: CapabilitySet::empty() };
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
     rustix::thread::clear_ambient_capability_set().context("could not clear ambient capabilities")?;
     rustix::thread::set_capabilities(None, none).context("could not drop capabilities")
 }
@@ -156,11 +177,15 @@ fn enter_landlock() -> Result<&'static str> {
 }
 
 fn enter_seccomp(violation: Violation) -> Result<()> {
-    // Two filters, since one has one answer for all that match: the stricter answer of both counts (seccomp(2)).
+    // Three filters, since one has one answer for all that match: the strictest answer counts (seccomp(2)).
     // glibc makes threads by clone3, whose flags lie in memory where a filter can't see them; when that does not
     // exist it falls back to clone, whose flags are an argument.
     let no_clone3 = BTreeMap::from([(libc::SYS_clone3, vec![])]);
     install(no_clone3, SeccompAction::Allow, SeccompAction::Errno(errno(libc::ENOSYS)))?;
+    // The standard library looks into /proc/self/cgroup for the number of processors it may use, and does without:
+    // denied even where other violations kill.
+    let no_open = BTreeMap::from([(libc::SYS_openat, vec![])]);
+    install(no_open, SeccompAction::Allow, SeccompAction::Errno(errno(libc::EPERM)))?;
     let denied = match violation {
         Violation::Deny => SeccompAction::Errno(errno(libc::EPERM)),
         Violation::Kill => SeccompAction::KillProcess,
@@ -183,7 +208,8 @@ fn install(
         "riscv64" => TargetArch::riscv64,
         other => bail!("there is no system-call filter for the processor type {other}"),
     };
-    let filter = SeccompFilter::new(rules, otherwise, matching, arch).context("could not make the system-call filter")?;
+    let filter = SeccompFilter::new(rules, otherwise, matching, arch)
+        .context("could not make the system-call filter")?;
     let program: BpfProgram = filter.try_into().context("could not make the system-call filter")?;
     seccompiler::apply_filter(&program).context("could not install the system-call filter")
 }
@@ -202,8 +228,10 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_mremap,
     libc::SYS_madvise,
     libc::SYS_brk,
-    // Threads; clone is below, clone3 is answered by the other filter.
+    // Threads; clone is below, clone3 is answered by a filter of its own.
     libc::SYS_clone3,
+    // As clone3: answered by a filter of its own.
+    libc::SYS_openat,
     libc::SYS_futex,
     libc::SYS_set_robust_list,
     libc::SYS_rseq,
@@ -237,13 +265,20 @@ fn allowed_calls() -> Result<BTreeMap<i64, Vec<SeccompRule>>> {
     // abort(3) signals its own thread.
     rules.insert(libc::SYS_tgkill, when(0, Width::Dword, Compare::Eq, own_process)?);
     // The names of threads.
-    rules.insert(libc::SYS_prctl, when(0, Width::Dword, Compare::Eq, u64::from(libc::PR_SET_NAME.unsigned_abs()))?);
+    rules.insert(
+        libc::SYS_prctl,
+        when(0, Width::Dword, Compare::Eq, u64::from(libc::PR_SET_NAME.unsigned_abs()))?,
+    );
     // Closing an owned descriptor asks first whether it is open, in builds with checks.
-    rules.insert(libc::SYS_fcntl, when(1, Width::Dword, Compare::Eq, u64::from(libc::F_GETFD.unsigned_abs()))?);
+    rules.insert(
+        libc::SYS_fcntl,
+        when(1, Width::Dword, Compare::Eq, u64::from(libc::F_GETFD.unsigned_abs()))?,
+    );
     Ok(rules)
 }
 
 fn when(argument: u8, width: Width, compare: Compare, value: u64) -> Result<Vec<SeccompRule>> {
-    let condition = SeccompCondition::new(argument, width, compare, value).context("could not make a filter condition")?;
+    let condition = SeccompCondition::new(argument, width, compare, value)
+        .context("could not make a filter condition")?;
     Ok(vec![SeccompRule::new(vec![condition]).context("could not make a filter rule")?])
 }

@@ -183,7 +183,8 @@ mod tests {
             }
             blamed.sort_unstable();
             answered.sort_unstable();
-            let (kill, live): (Vec<u64>, Vec<u64>) = (0..30u64).partition(|id| deadly[usize::try_from(*id).unwrap()]);
+            let (kill, live): (Vec<u64>, Vec<u64>) =
+                (0..30u64).partition(|id| deadly[usize::try_from(*id).unwrap()]);
             assert_eq!((blamed, answered), (kill, live), "seed {seed}");
         }
     }
@@ -197,7 +198,10 @@ mod tests {
         flight.add(Job { id: 2, payload: () });
         flight.next(start + Duration::from_secs(5));
         assert_eq!(flight.deadline(), Some(start + Duration::from_secs(10)));
-        assert_eq!(flight.killed(start + Duration::from_secs(10)), [Blame::Overdue(Job { id: 1, payload: () })]);
+        assert_eq!(
+            flight.killed(start + Duration::from_secs(10)),
+            [Blame::Overdue(Job { id: 1, payload: () })]
+        );
         assert_eq!(flight.next(start).map(|job| job.id), Some(2));
     }
 

@@ -4,7 +4,7 @@
 //! parent must not get is a worker that lives on with half of its threads.
 
 use super::messages::{
-    Ask, Load, Loaded, RawAnswer, Ready, REQUEST_BYTES_MAX, Request, RuleFile, RuleFiles, Say, ScanRequest,
+    Ask, Load, Loaded, REQUEST_BYTES_MAX, RawAnswer, Ready, Request, RuleFile, RuleFiles, Say, ScanRequest,
 };
 use super::scan::MATCHES_PER_PATTERN_MAX;
 use super::{RULES_BYTES_MAX, THREADS_MAX, channel, clip, compile, scan};
@@ -69,7 +69,9 @@ fn say(socket: BorrowedFd<'_>, say: Say) -> Result<()> {
 
 fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Ask, OwnedFd)>> {
     let mut buffer = [0; REQUEST_BYTES_MAX];
-    let Some(received) = channel::receive(socket, &mut buffer).context("could not read the agent's request")? else {
+    let Some(received) =
+        channel::receive(socket, &mut buffer).context("could not read the agent's request")?
+    else {
         return Ok(None);
     };
     let request = Request::decode(&buffer[..received.bytes]).context("could not read the agent's request")?;

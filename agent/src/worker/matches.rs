@@ -77,7 +77,9 @@ fn add_techniques(techniques: &mut Vec<String>, list: &str) {
         let id = word.to_ascii_uppercase();
         let is_id = id.strip_prefix('T').is_some_and(|rest| {
             let (number, part) = rest.split_once('.').unwrap_or((rest, "000"));
-            [(number, 4), (part, 3)].iter().all(|(text, n)| text.len() == *n && text.bytes().all(|b| b.is_ascii_digit()))
+            [(number, 4), (part, 3)]
+                .iter()
+                .all(|(text, n)| text.len() == *n && text.bytes().all(|b| b.is_ascii_digit()))
         });
         if is_id && techniques.len() < LIST_MAX && !techniques.contains(&id) {
             techniques.push(id);
@@ -116,7 +118,9 @@ pub fn merge(all: &mut Vec<wire::RuleMatch>, found: wire::RuleMatch) {
 
 /// Most severe first, then by name; cut to what an answer and an event hold, patterns before rules.
 pub fn order_and_bound(all: &mut Vec<wire::RuleMatch>) {
-    all.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name))));
+    all.sort_by(|a, b| {
+        b.severity.cmp(&a.severity).then_with(|| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)))
+    });
     all.truncate(RULES_MAX);
     let size = |rules: &[wire::RuleMatch]| rules.iter().map(|rule| rule.encoded_len() + 4).sum::<usize>();
     for index in (0..all.len()).rev() {

@@ -259,7 +259,11 @@ fn check_loaded(loaded: Loaded) -> Result<Answer, Hostile> {
         return Err(Hostile::Field("number of problems"));
     }
     for problem in &loaded.problems {
-        let texts = [(&problem.file, PATH_BYTES_MAX), (&problem.code, NAME_BYTES_MAX), (&problem.message, TEXT_BYTES_MAX)];
+        let texts = [
+            (&problem.file, PATH_BYTES_MAX),
+            (&problem.code, NAME_BYTES_MAX),
+            (&problem.message, TEXT_BYTES_MAX),
+        ];
         at_most(&texts, "problem")?;
     }
     Ok(Answer::Loaded(loaded))
@@ -349,14 +353,18 @@ mod tests {
 
     #[test]
     fn an_honest_answer_is_read() {
-        let Answer::Scanned { id, scan } = Answer::decode_hostile(&encode(matched())).unwrap() else { panic!() };
+        let Answer::Scanned { id, scan } = Answer::decode_hostile(&encode(matched())).unwrap() else {
+            panic!()
+        };
         assert_eq!((id, scan.verdict, scan.rules.len()), (7, wire::Verdict::Matched, 1));
         assert_eq!(scan.blake3, Some([1; 32]));
     }
 
+    type Change = fn(&mut Scanned);
+
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let refused: [(&str, fn(&mut Scanned)); 9] = [
+        let refused: [(&str, Change); 9] = [
             ("clean with matches", |s| s.verdict = wire::Verdict::Clean as i32),
             ("matched without rules", |s| s.rules.clear()),
             ("not scanned", |s| s.verdict = wire::Verdict::NotScanned as i32),

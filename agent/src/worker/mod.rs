@@ -165,7 +165,8 @@ mod tests {
 
     #[test]
     fn a_version_tells_names_and_texts_apart() {
-        let set = |name: &str, text: &str| RuleSet::new(vec![Source { name: name.into(), text: text.into() }]);
+        let set =
+            |name: &str, text: &str| RuleSet::new(vec![Source { name: name.into(), text: text.into() }]);
         assert_eq!(set("a", "bc").version().len(), 16);
         assert_eq!(set("a", "bc"), set("a", "bc"));
         assert_ne!(set("a", "bc").version(), set("ab", "c").version());

@@ -27,7 +27,9 @@ impl FileKey {
     #[must_use]
     #[allow(clippy::useless_conversion, clippy::unnecessary_cast)] // The widths differ between systems.
     pub fn of(stat: &rustix::fs::Stat) -> Self {
-        let nanoseconds = |seconds: i64, nanoseconds: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
+        let nanoseconds = |seconds: i64, nanoseconds: i64| {
+            seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+        };
         Self {
             device: stat.st_dev as u64,
             inode: stat.st_ino as u64,
@@ -56,7 +58,8 @@ impl Poison {
     /// What it did, when it is known for these rules.
     #[must_use]
     pub fn reason(&self, file: &FileKey, rules_version: &str) -> Option<&str> {
-        let entry = self.files.iter().rev().find(|(key, version, _)| key == file && version == rules_version)?;
+        let entry =
+            self.files.iter().rev().find(|(key, version, _)| key == file && version == rules_version)?;
         Some(&entry.2)
     }
 

@@ -30,11 +30,15 @@ pub const RETRY_TIME: Duration = Duration::from_secs(60);
 pub const FILES_MAX: u64 = 50_000;
 /// A worker that holds more is replaced. Bytes.
 pub const RESIDENT_BYTES_MAX: u64 = 768 << 20;
+/// Of all scans in flight together. Bytes.
+pub const FILES_BYTES_MAX: u64 = 512 << 20;
 /// How many files pass between two looks at its memory; also the fewest it serves, however large its rules are.
 const FILES_BETWEEN_LOOKS: u64 = 256;
 /// Killed workers that the kernel has not let go of yet.
 const UNCOLLECTED_MAX: usize = 16;
 
+const _: () =
+    assert!(SIZE_BYTES_MAX <= FILES_BYTES_MAX && 2 * FILES_BYTES_MAX <= crate::sys::sandbox::DATA_BYTES_MAX);
 const _: () = assert!(RESIDENT_BYTES_MAX < crate::sys::sandbox::DATA_BYTES_MAX);
 
 /// How the pool works.
@@ -128,8 +132,10 @@ impl Pool {
     /// Starts nothing yet.
     #[must_use]
     pub fn new(mut settings: Settings) -> Self {
-        settings.threads = settings.threads.clamp(1, THREADS_MAX);
         settings.size_max_bytes = settings.size_max_bytes.clamp(2, SIZE_BYTES_MAX);
+        // Each thread holds one file; together they must leave room for rules.
+        let fitting = usize::try_from(FILES_BYTES_MAX / settings.size_max_bytes).unwrap_or(THREADS_MAX);
+        settings.threads = settings.threads.clamp(1, THREADS_MAX.min(fitting));
         let (told, notes) = bounded(NOTES_MAX);
         Self {
             flight: Flight::new(settings.threads, settings.timeout + GRACE),
@@ -250,9 +256,15 @@ impl Pool {
             Stage::Ready(..) if self.flight.deadline().is_some_and(|deadline| deadline <= now) => {
                 self.kill_stuck(now, &mut out);
             }
-            Stage::Ready(_, served) if self.flight.is_empty() && served.last + IDLE_TIME <= now => self.stop(),
+            Stage::Ready(_, served) if self.flight.is_empty() && served.last + IDLE_TIME <= now => {
+                self.stop()
+            }
             Stage::Waiting(until) | Stage::Broken(_, until) if *until <= now => self.stage = Stage::Stopped,
-            Stage::Stopped | Stage::Loading(..) | Stage::Ready(..) | Stage::Waiting(_) | Stage::Broken(..) => {}
+            Stage::Stopped
+            | Stage::Loading(..)
+            | Stage::Ready(..)
+            | Stage::Waiting(_)
+            | Stage::Broken(..) => {}
         }
         self.advance(now, &mut out);
         out
@@ -290,7 +302,9 @@ impl Pool {
                     out.push(self.done(job, Outcome::Scanned(scan)));
                     self.count_file(now);
                 }
-                None => self.died(Some("it answered for a file that it was not given".into()), false, now, out),
+                None => {
+                    self.died(Some("it answered for a file that it was not given".into()), false, now, out)
+                }
             },
         }
     }
@@ -309,7 +323,9 @@ impl Pool {
         self.wanted = false;
         (self.deaths, self.load_deaths) = (0, 0);
         self.stage = match std::mem::replace(&mut self.stage, Stage::Stopped) {
-            Stage::Loading(process, _) => Stage::Ready(process, Served { files: 0, last: now, retire: false }),
+            Stage::Loading(process, _) => {
+                Stage::Ready(process, Served { files: 0, last: now, retire: false })
+            }
             stage @ (Stage::Stopped | Stage::Ready(..) | Stage::Waiting(_) | Stage::Broken(..)) => stage,
         };
         out.push(Output::Loaded(loaded));
@@ -320,7 +336,8 @@ impl Pool {
             served.files += 1;
             served.last = now;
             if served.files % FILES_BETWEEN_LOOKS == 0 {
-                served.retire = served.files >= FILES_MAX || resident_bytes(process.pid()) > RESIDENT_BYTES_MAX;
+                served.retire =
+                    served.files >= FILES_MAX || resident_bytes(process.pid()) > RESIDENT_BYTES_MAX;
             }
         }
     }
@@ -459,7 +476,9 @@ impl Pool {
     }
 
     fn stop(&mut self) {
-        if let Stage::Loading(process, _) | Stage::Ready(process, _) = std::mem::replace(&mut self.stage, Stage::Stopped) {
+        if let Stage::Loading(process, _) | Stage::Ready(process, _) =
+            std::mem::replace(&mut self.stage, Stage::Stopped)
+        {
             self.collect(process, false);
         }
         self.last_words = None;

@@ -23,7 +23,8 @@ const STATUS_KEYS: [&str; 10] =
 /// # Errors
 /// The probe could not be run.
 pub fn run(violation: Violation) -> Result<ExitCode> {
-    let mut command = Launcher::own()?.with_violation(violation).command();
+    let launcher = Launcher::own()?.with_violation(violation);
+    let mut command = launcher.command();
     command.arg("--probe-inside");
     let (ours, theirs) = super::process::socket_pair()?;
     let mut child = command.stdin(theirs).spawn().context("could not start the probe")?;
@@ -31,7 +32,9 @@ pub fn run(violation: Violation) -> Result<ExitCode> {
     drop(command);
     let mut denied = true;
     let mut buffer = [0; LINE_BYTES_MAX];
-    while let Some(received) = channel::receive(ours.as_fd(), &mut buffer).context("could not hear the probe")? {
+    while let Some(received) =
+        channel::receive(ours.as_fd(), &mut buffer).context("could not hear the probe")?
+    {
         let line = String::from_utf8_lossy(&buffer[..received.bytes]).into_owned();
         if line == "end" {
             print_status(child.id())?;
@@ -47,7 +50,8 @@ pub fn run(violation: Violation) -> Result<ExitCode> {
 }
 
 fn print_status(pid: u32) -> Result<()> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).context("could not read the probe's status")?;
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))
+        .context("could not read the probe's status")?;
     for (key, value) in text.lines().filter_map(|line| line.split_once(':')) {
         if STATUS_KEYS.contains(&key) {
             println!("status\t{key}\t{}", value.split_whitespace().collect::<Vec<_>>().join(" "));

@@ -90,6 +90,8 @@ impl Launcher {
         // The child has the same descriptor under the same number until it runs the program (proc(5)).
         let mut command = Command::new(format!("/proc/self/fd/{}", self.program.as_raw_fd()));
         command.arg0("vidette-agent").arg("worker").env_clear().current_dir("/");
+        // A signal for the agent's process group, such as Ctrl-C, is not for the worker.
+        command.process_group(0);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         if self.violation == Violation::Kill {
             command.arg("--kill-on-violation");
@@ -103,7 +105,8 @@ impl Launcher {
 /// # Errors
 /// The system's.
 pub fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
-    let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+    let pair =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let (ours, theirs) = pair.context("could not make a socket for the scanner")?;
     // The kernel doubles it, and keeps some for itself; unprivileged it may give less, which still holds an answer.
     rustix::net::sockopt::set_socket_send_buffer_size(&theirs, 4 * ANSWER_BYTES_MAX)
@@ -119,7 +122,8 @@ impl Process {
     pub fn start(launcher: &Launcher, generation: u64, notes: &Sender<Note>) -> Result<Self> {
         let (ours, theirs) = socket_pair()?;
         let reader = ours.try_clone().context("could not share the scanner's socket")?;
-        let child = launcher.command().stdin(theirs).spawn().context("could not start the scanner process")?;
+        let child =
+            launcher.command().stdin(theirs).spawn().context("could not start the scanner process")?;
         let process = Self { child, socket: ours, generation };
         let notes = notes.clone();
         std::thread::Builder::new()
@@ -155,7 +159,8 @@ impl Process {
 
     fn ask(&self, ask: Ask, descriptor: BorrowedFd<'_>) -> Result<()> {
         let message = Request { ask: Some(ask) }.encode_to_vec();
-        channel::send_at_once(self.socket.as_fd(), &message, Some(descriptor)).context("could not ask the scanner")
+        channel::send_at_once(self.socket.as_fd(), &message, Some(descriptor))
+            .context("could not ask the scanner")
     }
 
     /// Kills it, if it is not dead yet. Says how it ended, or gives the child back when that can't be waited for.
@@ -218,7 +223,10 @@ fn read_answers(socket: &OwnedFd, generation: u64, notes: &Sender<Note>) {
 
 /// A memory file that nobody can change any more (memfd_create(2)).
 fn seal(rules: &RuleSet) -> Result<OwnedFd> {
-    let files = rules.sources().iter().map(|source| RuleFile { name: source.name.clone(), text: source.text.clone() });
+    let files = rules
+        .sources()
+        .iter()
+        .map(|source| RuleFile { name: source.name.clone(), text: source.text.clone() });
     let bytes = RuleFiles { files: files.collect() }.encode_to_vec();
     let memory = rustix::fs::memfd_create(c"rules", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
         .context("could not make memory for the rules")?;
@@ -227,7 +235,10 @@ fn seal(rules: &RuleSet) -> Result<OwnedFd> {
         let written = rustix::io::write(&memory, rest).context("could not write the rules to memory")?;
         rest = &rest[written.min(rest.len())..];
     }
-    rustix::fs::fcntl_add_seals(&memory, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)
-        .context("could not seal the rules")?;
+    rustix::fs::fcntl_add_seals(
+        &memory,
+        SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
+    )
+    .context("could not seal the rules")?;
     Ok(memory)
 }

@@ -32,7 +32,12 @@ struct Findings {
 
 /// Reads and scans one file. Every way to end is a verdict.
 #[must_use]
-pub fn scan(scanner: &mut Scanner<'_>, request: &ScanRequest, file: &OwnedFd, buffer: &mut Vec<u8>) -> Scanned {
+pub fn scan(
+    scanner: &mut Scanner<'_>,
+    request: &ScanRequest,
+    file: &OwnedFd,
+    buffer: &mut Vec<u8>,
+) -> Scanned {
     let start = Instant::now();
     let mut answer = match verdict(scanner, request, file, buffer, start) {
         Ok(answer) => answer,
@@ -57,7 +62,8 @@ fn verdict(
     buffer: &mut Vec<u8>,
     start: Instant,
 ) -> Result<Scanned, String> {
-    let stat = || rustix::fs::fstat(file).map_err(|error| format!("the file could not be looked at: {error}"));
+    let stat =
+        || rustix::fs::fstat(file).map_err(|error| format!("the file could not be looked at: {error}"));
     let before = stat()?;
     if !rustix::fs::FileType::from_raw_mode(before.st_mode).is_file() {
         return Err("it is not a regular file".into());
@@ -67,7 +73,8 @@ fn verdict(
     let mut findings = Findings::default();
     let mut ended = Ok(());
     for (offset, length) in parts(size, request.size_max_bytes) {
-        read(file, offset, length, size, buffer).map_err(|error| format!("the file could not be read: {error}"))?;
+        read(file, offset, length, size, buffer)
+            .map_err(|error| format!("the file could not be read: {error}"))?;
         findings.hash(buffer);
         ended = findings.scan(scanner, buffer, offset, deadline);
         if ended.is_err() {
@@ -92,15 +99,21 @@ fn parts(size: u64, max: u64) -> Vec<(u64, u64)> {
     vec![(0, max - tail), (size - tail, tail)]
 }
 
-fn read(file: &OwnedFd, offset: u64, length: u64, size_hint: u64, buffer: &mut Vec<u8>) -> rustix::io::Result<()> {
+fn read(
+    file: &OwnedFd,
+    offset: u64,
+    length: u64,
+    size_hint: u64,
+    buffer: &mut Vec<u8>,
+) -> rustix::io::Result<()> {
     buffer.clear();
     let max = usize::try_from(length).unwrap_or(usize::MAX);
     // One more than its size, so that the end is seen without growing.
     let hint = usize::try_from(size_hint.saturating_add(1)).unwrap_or(usize::MAX);
-    buffer.reserve(hint.min(max));
+    buffer.reserve_exact(hint.min(max));
     while buffer.len() < max {
         if buffer.len() == buffer.capacity() {
-            buffer.reserve(READ_BYTES.min(max - buffer.len()));
+            buffer.reserve_exact(READ_BYTES.min(max - buffer.len()));
         }
         let at = offset + buffer.len() as u64;
         match rustix::io::pread(file.as_fd(), rustix::buffer::spare_capacity(buffer), at) {

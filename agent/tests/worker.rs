@@ -1,0 +1,618 @@
+//! The scanner as it really runs: the agent's own program, sandboxed, killed, stopped, fed with bad files and rules.
+
+#![cfg(target_os = "linux")]
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use vidette_agent::detection::rules::{RuleSources, Source};
+use vidette_agent::detection::{self, Config, Detection, EVENTS_QUEUE_MAX};
+use vidette_agent::host::{Host, Moment};
+use vidette_agent::sensors::{Observation, OpenFile};
+use vidette_agent::sys::sandbox::Violation;
+use vidette_agent::telemetry::Counters;
+use vidette_agent::worker::pool::{self, Pool, Settings};
+use vidette_agent::worker::process::Launcher;
+use vidette_agent::worker::{Outcome, RuleSet, Scan};
+use vidette_protocol::wire::{self, Severity, Trigger, Verdict, event::Kind};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_vidette-agent");
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Put together at run time, so that no scanner takes this file for it.
+fn eicar() -> Vec<u8> {
+    ["X5O!P%@AP[4\\PZX54(P^)7CC)7}$EICAR", "-STANDARD-ANTIVIRUS-", "TEST-FILE!$H+H*"].concat().into_bytes()
+}
+
+const MARKER_RULES: &str = r#"
+private rule hidden { condition: true }
+rule marker : tag_a tag_b {
+  meta:
+    id = "T-1"
+    description = "a marker"
+    severity = "Critical"
+    author = "tests"
+    reference = "https://example.org/"
+    mitre_attack = "T1059.004, T1505"
+  strings:
+    $marker = "vidette-marker-string"
+  condition:
+    $marker and hidden
+}
+rule lesser { meta: severity = "low" strings: $marker = "vidette-marker" condition: $marker }
+"#;
+
+fn rules(text: &str) -> RuleSet {
+    RuleSet::new(vec![Source { name: "test.yar".into(), text: text.into() }])
+}
+
+fn pool_with(violation: Violation, threads: usize, size_max_bytes: u64, timeout: Duration) -> Pool {
+    let launcher = Launcher::of(Path::new(AGENT)).unwrap().with_violation(violation);
+    Pool::new(Settings { launcher, rules: rules(MARKER_RULES), threads, size_max_bytes, timeout })
+}
+
+fn pool() -> Pool {
+    pool_with(Violation::Deny, 2, 1 << 20, Duration::from_secs(10))
+}
+
+fn file(content: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(content).unwrap();
+    file
+}
+
+fn ready(pool: &mut Pool) {
+    let mut outputs = pool.prepare(Instant::now());
+    let end = Instant::now() + PATIENCE;
+    while !outputs.iter().any(|output| matches!(output, pool::Output::Loaded(_))) {
+        assert!(Instant::now() < end, "the worker did not load: {outputs:?}");
+        outputs = pool.wait(Duration::from_millis(100));
+    }
+}
+
+fn finish(pool: &mut Pool, mut outputs: Vec<pool::Output>) -> BTreeMap<u64, Outcome> {
+    let (mut done, end) = (BTreeMap::new(), Instant::now() + PATIENCE);
+    loop {
+        for output in outputs {
+            if let pool::Output::Done(one) = output {
+                done.insert(one.id, one.outcome);
+            }
+        }
+        if pool.is_empty() {
+            return done;
+        }
+        assert!(Instant::now() < end, "files are still being scanned");
+        outputs = pool.wait(Duration::from_millis(100));
+    }
+}
+
+fn scan_one(pool: &mut Pool, file: File) -> Outcome {
+    let outputs = pool.submit(1, file.into(), Instant::now());
+    finish(pool, outputs).remove(&1).unwrap()
+}
+
+fn scanned(outcome: Outcome) -> Scan {
+    match outcome {
+        Outcome::Scanned(scan) => scan,
+        other => panic!("not scanned: {other:?}"),
+    }
+}
+
+fn signal(pid: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+fn agent(arguments: &[&str]) -> Output {
+    Command::new(AGENT).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+// ---------------------------------------------------------------- the sandbox
+
+#[test]
+fn inside_the_sandbox_every_attempt_is_denied() {
+    let output = agent(&["worker", "--probe"]);
+    let lines = text(&output.stdout);
+    assert!(output.status.success(), "{lines}{}", text(&output.stderr));
+    for attempt in [
+        "open for reading",
+        "open for writing",
+        "open own memory",
+        "internet socket",
+        "unix socket",
+        "netlink socket",
+        "exec",
+        "kill the parent",
+        "fork",
+        "trace the parent",
+        "new user namespace",
+        "map executable memory",
+        "map writable executable memory",
+        "make memory executable",
+    ] {
+        // 1 is EPERM: the filter's answer to everything that is not on its list.
+        assert!(lines.lines().any(|line| line == format!("{attempt}\terrno 1")), "{attempt} in:\n{lines}");
+    }
+    let status: BTreeMap<&str, &str> =
+        lines.lines().filter_map(|line| line.strip_prefix("status\t")?.split_once('\t')).collect();
+    assert_eq!((status["NoNewPrivs"], status["Seccomp"]), ("1", "2"), "{lines}");
+    assert_eq!(status["CapEff"], "0000000000000000");
+    if rustix::process::geteuid().is_root() {
+        let nobody = "65534 65534 65534 65534";
+        assert_eq!((status["Uid"], status["Gid"], status["Groups"]), (nobody, nobody, ""));
+        for set in ["CapInh", "CapPrm", "CapBnd", "CapAmb"] {
+            assert_eq!(status[set], "0000000000000000", "{set}");
+        }
+    }
+    assert!(lines.contains("landlock\tfull") || lines.contains("landlock\tpartial"), "{lines}");
+}
+
+#[test]
+fn the_first_violation_kills_in_kill_mode() {
+    let output = agent(&["worker", "--probe", "--kill-on-violation"]);
+    let lines = text(&output.stdout);
+    assert!(!output.status.success() && lines.contains("signal: 31"), "{lines}");
+    assert!(!lines.contains("errno"), "{lines}");
+}
+
+/// Compiling, scanning with a timeout (which starts a thread), matching: no call that the list lacks.
+#[test]
+fn a_scan_makes_no_call_that_is_not_allowed() {
+    let mut pool = pool_with(Violation::Kill, 2, 1 << 20, Duration::from_secs(10));
+    ready(&mut pool);
+    for (content, verdict) in [
+        (b"nothing".to_vec(), Verdict::Clean),
+        (b"a vidette-marker-string".to_vec(), Verdict::Matched),
+        (std::fs::read(AGENT).unwrap(), Verdict::TooLarge),
+        (std::fs::read("/bin/true").unwrap(), Verdict::Clean),
+    ] {
+        let scan = scanned(scan_one(&mut pool, file(&content)));
+        assert!(scan.verdict == verdict || verdict == Verdict::TooLarge, "{scan:?}");
+    }
+}
+
+// ---------------------------------------------------------------- verdicts
+
+#[test]
+fn a_match_is_told_with_everything() {
+    let content = b"01234 vidette-marker-string".as_slice();
+    let scan = scanned(scan_one(&mut pool(), file(content)));
+    assert_eq!(scan.verdict, Verdict::Matched);
+    assert_eq!(scan.blake3, Some(*blake3::hash(content).as_bytes()));
+    assert_eq!(scan.sha256.unwrap().as_slice(), Sha256::digest(content).as_slice());
+    let names: Vec<&str> = scan.rules.iter().map(|rule| rule.name.as_str()).collect();
+    assert_eq!(names, ["marker", "lesser"], "most severe first, private ones not at all");
+    let rule = &scan.rules[0];
+    assert_eq!((rule.id.as_str(), rule.severity), ("T-1", Severity::Critical as i32));
+    assert_eq!(rule.techniques, ["T1059.004", "T1505"]);
+    assert_eq!(rule.tags, ["tag_a", "tag_b"]);
+    let pattern = &rule.patterns[0];
+    assert_eq!((pattern.identifier.as_str(), pattern.offset, pattern.length), ("$marker", 6, 21));
+    assert_eq!(pattern.data, b"vidette-marker-string");
+}
+
+#[test]
+fn of_a_large_file_head_and_tail_are_scanned() {
+    const SIZE: u64 = 5 << 30;
+    let mut pool = pool();
+    for (at, expected) in
+        [(0, Verdict::Matched), (SIZE - 100, Verdict::Matched), (SIZE / 2, Verdict::TooLarge)]
+    {
+        let mut sparse = tempfile::tempfile().unwrap();
+        sparse.set_len(SIZE).unwrap();
+        sparse.seek(SeekFrom::Start(at)).unwrap();
+        sparse.write_all(b"vidette-marker-string").unwrap();
+        let scan = scanned(scan_one(&mut pool, sparse));
+        assert_eq!(scan.verdict, expected, "marker at {at}");
+        assert!(scan.detail.contains("truncated") && scan.scanned_bytes == 1 << 20, "{scan:?}");
+        if expected == Verdict::Matched {
+            assert_eq!(scan.rules[0].patterns[0].offset, at);
+        }
+    }
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_read_is_an_answer_not_a_death() {
+    let mut pool = pool_with(Violation::Deny, 2, 64 << 20, Duration::from_secs(10));
+    ready(&mut pool);
+    let mut file = file(&vec![b'x'; 32 << 20]);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let writer = file.try_clone().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                writer.set_len(1 << 10).unwrap();
+                writer.set_len(48 << 20).unwrap();
+            }
+        });
+        for _ in 0..10 {
+            let scan = scanned(scan_one(&mut pool, file.try_clone().unwrap()));
+            assert!(matches!(scan.verdict, Verdict::Clean | Verdict::TooLarge), "{scan:?}");
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    file.rewind().unwrap();
+    file.write_all(b"vidette-marker-string").unwrap();
+    assert_eq!(scanned(scan_one(&mut pool, file)).verdict, Verdict::Matched);
+}
+
+// ---------------------------------------------------------------- deaths
+
+/// A file whose reading takes as long as the test wants: the worker is stopped before it gets it.
+fn submit_to_stopped(pool: &mut Pool, id: u64, content: &[u8]) -> Vec<pool::Output> {
+    signal(pool.pid().unwrap(), rustix::process::Signal::STOP);
+    pool.submit(id, file(content).into(), Instant::now())
+}
+
+#[test]
+fn a_worker_that_is_killed_costs_one_file_and_the_next_is_scanned() {
+    for deadly in [rustix::process::Signal::KILL, rustix::process::Signal::ABORT] {
+        let mut pool = pool();
+        ready(&mut pool);
+        let outputs = submit_to_stopped(&mut pool, 1, b"one");
+        let first = pool.pid().unwrap();
+        signal(first, deadly);
+        signal(first, rustix::process::Signal::CONT);
+        let Outcome::Died(detail) = finish(&mut pool, outputs).remove(&1).unwrap() else { panic!() };
+        assert!(detail.contains(&format!("signal {}", deadly.as_raw())), "{detail}");
+        assert_eq!(scanned(scan_one(&mut pool, file(b"vidette-marker-string"))).verdict, Verdict::Matched);
+        assert_ne!(pool.pid().unwrap(), first);
+    }
+}
+
+#[test]
+fn of_two_in_flight_none_is_blamed_for_a_death_that_was_neither_s_fault() {
+    let mut pool = pool();
+    ready(&mut pool);
+    let mut outputs = submit_to_stopped(&mut pool, 1, b"one");
+    outputs.extend(pool.submit(2, file(b"vidette-marker-string").into(), Instant::now()));
+    signal(pool.pid().unwrap(), rustix::process::Signal::KILL);
+    let mut done = finish(&mut pool, outputs);
+    assert_eq!(scanned(done.remove(&1).unwrap()).verdict, Verdict::Clean);
+    assert_eq!(scanned(done.remove(&2).unwrap()).verdict, Verdict::Matched);
+}
+
+#[test]
+fn a_worker_that_hangs_is_killed_and_the_file_not_tried_again() {
+    let mut pool = pool_with(Violation::Deny, 1, 1 << 20, Duration::from_secs(2));
+    ready(&mut pool);
+    let stuck = file(b"one");
+    signal(pool.pid().unwrap(), rustix::process::Signal::STOP);
+    let outputs = pool.submit(1, stuck.try_clone().unwrap().into(), Instant::now());
+    assert!(matches!(finish(&mut pool, outputs)[&1], Outcome::TimedOut(_)));
+    let Outcome::Died(detail) = scan_one(&mut pool, stuck.try_clone().unwrap()) else {
+        panic!("tried again")
+    };
+    assert!(detail.contains("not tried again"), "{detail}");
+    assert_eq!(pool.poisoned(), 1);
+    // Another content is another file.
+    stuck.set_len(2).unwrap();
+    assert_eq!(scanned(scan_one(&mut pool, stuck)).verdict, Verdict::Clean);
+}
+
+#[test]
+fn stopping_the_service_is_not_taken_for_a_crash() {
+    let mut pool = pool();
+    ready(&mut pool);
+    let pid = pool.pid().unwrap();
+    for stop in [rustix::process::Signal::TERM, rustix::process::Signal::INT, rustix::process::Signal::HUP] {
+        signal(pid, stop);
+    }
+    assert_eq!(scanned(scan_one(&mut pool, file(b"one"))).verdict, Verdict::Clean);
+    assert_eq!(pool.pid(), Some(pid));
+}
+
+#[test]
+fn an_idle_worker_is_stopped_and_started_again_for_the_next_file() {
+    let mut pool = pool();
+    ready(&mut pool);
+    let first = pool.pid().unwrap();
+    pool.tick(Instant::now() + pool::IDLE_TIME / 2);
+    assert_eq!(pool.pid(), Some(first));
+    pool.tick(Instant::now() + pool::IDLE_TIME);
+    assert_eq!(pool.pid(), None);
+    assert!(!Path::new(&format!("/proc/{first}")).exists(), "collected");
+    assert_eq!(scanned(scan_one(&mut pool, file(b"vidette-marker-string"))).verdict, Verdict::Matched);
+}
+
+#[test]
+fn a_worker_dies_with_its_pool() {
+    let mut pool = pool();
+    ready(&mut pool);
+    let pid = pool.pid().unwrap();
+    drop(pool);
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn a_program_that_is_no_worker_is_given_up() {
+    let launcher = Launcher::of(Path::new("/bin/true")).unwrap();
+    let (rules, timeout) = (rules(MARKER_RULES), Duration::from_secs(2));
+    let mut pool = Pool::new(Settings { launcher, rules, threads: 1, size_max_bytes: 1 << 20, timeout });
+    assert!(matches!(scan_one(&mut pool, file(b"one")), Outcome::NotScanned(_)));
+}
+
+#[test]
+fn the_last_good_rules_stay_when_new_ones_have_none() {
+    let mut pool = pool();
+    ready(&mut pool);
+    let good = pool.rules_version().to_owned();
+    let mut outputs = pool.use_rules(rules("rule {"), Instant::now());
+    let end = Instant::now() + PATIENCE;
+    while !outputs.iter().any(|output| matches!(output, pool::Output::RulesRefused { .. })) {
+        assert!(Instant::now() < end);
+        outputs = pool.wait(Duration::from_millis(100));
+    }
+    assert_eq!(pool.rules_version(), good);
+    assert_eq!(scanned(scan_one(&mut pool, file(b"vidette-marker-string"))).verdict, Verdict::Matched);
+}
+
+// ---------------------------------------------------------------- the stage
+
+struct Stage {
+    detection: Detection,
+    input: Sender<Observation>,
+    events: Receiver<wire::Event>,
+    counters: Arc<Counters>,
+}
+
+fn stage(rules: RuleSources) -> Stage {
+    let counters = Arc::new(Counters::default());
+    let (input, observations) = bounded(64);
+    let (out, events) = bounded(EVENTS_QUEUE_MAX);
+    let config = Config {
+        host: Host::read(),
+        rules,
+        size_max_bytes: 1 << 20,
+        scan_timeout: Duration::from_secs(10),
+        scans_parallel: 2,
+        telemetry: true,
+        launcher: Launcher::of(Path::new(AGENT)).unwrap(),
+    };
+    let detection = detection::start(config, counters.clone(), observations, out).unwrap();
+    Stage { detection, input, events, counters }
+}
+
+fn builtin() -> RuleSources {
+    RuleSources { builtin: true, files: vec![] }
+}
+
+impl Stage {
+    /// Closes the input and returns all events.
+    fn end(self) -> Vec<wire::Event> {
+        drop(self.input);
+        let mut events = Vec::new();
+        while let Ok(event) = self.events.recv_timeout(PATIENCE) {
+            events.push(event);
+        }
+        self.detection.join();
+        events
+    }
+}
+
+fn written(file: File) -> Observation {
+    let file = OpenFile { descriptor: file.into(), path: b"/written \xff".to_vec(), deleted: false };
+    Observation::FileWritten { file, process: None, trigger: Trigger::CloseWrite, at: Moment::now() }
+}
+
+fn run(file: File, pid: u32) -> Observation {
+    let image = Some(OpenFile { descriptor: file.into(), path: b"/run".to_vec(), deleted: true });
+    let process = wire::Process { pid, ..Default::default() };
+    Observation::ProgramRun { process, image, found: false, at: Moment::now() }
+}
+
+fn detections(events: &[wire::Event]) -> Vec<&wire::Detection> {
+    let of = |event: &'_ wire::Event| matches!(event.kind, Some(Kind::Detection(_)));
+    events
+        .iter()
+        .filter(|event| of(event))
+        .filter_map(
+            |event| if let Some(Kind::Detection(detection)) = &event.kind { Some(detection) } else { None },
+        )
+        .collect()
+}
+
+#[test]
+fn eicar_is_detected_when_written_and_each_time_it_runs() {
+    let stage = stage(builtin());
+    stage.input.send(written(file(&eicar()))).unwrap();
+    stage.input.send(written(file(b"harmless"))).unwrap();
+    let program = file(&eicar());
+    for pid in 1..=3 {
+        stage.input.send(run(program.try_clone().unwrap(), pid)).unwrap();
+    }
+    let counters = stage.counters.clone();
+    let events = stage.end();
+    let found = detections(&events);
+    assert_eq!(found.len(), 4, "{events:?}");
+    for detection in &found {
+        let file = detection.file.as_ref().unwrap();
+        assert_eq!(detection.verdict(), Verdict::Matched);
+        assert_eq!(file.blake3, blake3::hash(&eicar()).as_bytes());
+        assert_eq!(file.sha256, Sha256::digest(eicar()).to_vec());
+        assert!(detection.rules.iter().any(|rule| rule.name.to_ascii_lowercase().contains("eicar")));
+        assert_eq!(detection.rules_version.len(), 16);
+    }
+    let mut pids: Vec<u32> =
+        found.iter().filter_map(|detection| Some(detection.process.as_ref()?.pid)).collect();
+    pids.sort_unstable();
+    assert_eq!(pids, [1, 2, 3]);
+    let audit =
+        events.iter().any(|event| matches!(&event.kind, Some(Kind::Audit(a)) if a.action == "rules-loaded"));
+    assert!(audit, "{events:?}");
+    let telemetry =
+        events.iter().filter(|event| matches!(event.kind, Some(Kind::File(_) | Kind::Process(_)))).count();
+    assert_eq!((telemetry, counters.detection_seen.get()), (5, 5));
+}
+
+#[test]
+fn a_settled_file_is_answered_from_the_cache_and_still_detected() {
+    let stage = stage(builtin());
+    let program = file(&eicar());
+    // Older than the cache distrusts.
+    std::thread::sleep(Duration::from_millis(2_200));
+    let mut found = 0;
+    for pid in 1..=3 {
+        stage.input.send(run(program.try_clone().unwrap(), pid)).unwrap();
+        loop {
+            let event = stage.events.recv_timeout(PATIENCE).unwrap();
+            found += usize::from(matches!(event.kind, Some(Kind::Detection(_))));
+            if matches!(event.kind, Some(Kind::Process(_))) {
+                break;
+            }
+        }
+    }
+    assert_eq!(found, 3);
+    assert_eq!((stage.counters.detection_scanned.get(), stage.counters.detection_cached.get()), (1, 2));
+    stage.end();
+}
+
+#[test]
+fn bad_rule_files_are_told_and_the_others_work() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in [
+        ("good.yar", MARKER_RULES),
+        ("include.yar", "include \"/etc/passwd\"\nrule a { condition: true }"),
+        ("syntax.yar", "rule first { condition: true }\n\nrule broken {"),
+    ] {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    let stage = stage(RuleSources { builtin: false, files: vec![folder.path().to_owned()] });
+    stage.input.send(written(file(b"vidette-marker-string"))).unwrap();
+    let events = stage.end();
+    let health = events.iter().find_map(|event| match &event.kind {
+        Some(Kind::Health(health)) if health.component == "rules" => Some(health),
+        _ => None,
+    });
+    let health = health.unwrap();
+    assert_eq!(health.state(), wire::HealthState::Degraded);
+    assert!(
+        health.message.contains("include.yar:1") && health.message.contains("syntax.yar:3"),
+        "{health:?}"
+    );
+    let found = detections(&events);
+    assert_eq!((found.len(), found[0].rules.len()), (1, 2));
+}
+
+#[test]
+fn a_stage_without_a_worker_says_so_and_records_what_it_saw() {
+    let counters = Arc::new(Counters::default());
+    let (input, observations) = bounded(64);
+    let (out, events) = bounded(EVENTS_QUEUE_MAX);
+    let config = Config {
+        host: Host::read(),
+        rules: builtin(),
+        size_max_bytes: 1 << 20,
+        scan_timeout: Duration::from_secs(10),
+        scans_parallel: 1,
+        telemetry: true,
+        launcher: Launcher::of(Path::new("/bin/true")).unwrap(),
+    };
+    let detection = detection::start(config, counters.clone(), observations, out).unwrap();
+    input.send(written(file(&eicar()))).unwrap();
+    let stage = Stage { detection, input, events, counters: counters.clone() };
+    let events = stage.end();
+    assert!(events.iter().any(|event| matches!(&event.kind, Some(Kind::Health(health))
+        if health.component == "worker" && health.state() == wire::HealthState::Failed)));
+    assert!(events.iter().any(|event| matches!(&event.kind, Some(Kind::File(file))
+        if file.verdict() == Verdict::NotScanned && !file.detail.is_empty())));
+    assert_eq!(counters.detection_unscanned.get(), 1);
+}
+
+// ---------------------------------------------------------------- the commands
+
+#[test]
+fn scan_finds_reports_and_exits_as_it_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("clean"), "clean").unwrap();
+    let clean = agent(&["scan", folder.path().to_str().unwrap()]);
+    assert_eq!((clean.status.code(), clean.stdout.len()), (Some(0), 0), "{}", text(&clean.stderr));
+    std::fs::create_dir(path("deep")).unwrap();
+    std::fs::write(path("deep/bad\u{1b}[31m"), eicar()).unwrap();
+    let found = agent(&["scan", folder.path().to_str().unwrap()]);
+    let out = text(&found.stdout);
+    assert_eq!((found.status.code(), out.lines().count()), (Some(1), 1), "{out}{}", text(&found.stderr));
+    assert!(out.contains("deep/bad\\x1b[31m") && !out.contains('\u{1b}'), "{out}");
+    let missing = agent(&["scan", &path("missing")]);
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(text(&missing.stderr).contains("could not scan") && text(&missing.stderr).contains("missing"));
+    let json = agent(&["scan", "--json", folder.path().to_str().unwrap()]);
+    let lines = text(&json.stdout);
+    assert_eq!((json.status.code(), lines.lines().count()), (Some(1), 1));
+    assert!(serde_json::from_str::<serde_json::Value>(lines.trim()).unwrap().is_object());
+}
+
+#[test]
+fn scan_does_not_open_what_could_hang() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
+    let socket = folder.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", folder.path().join("link")).unwrap();
+    std::os::unix::fs::symlink(folder.path(), folder.path().join("loop")).unwrap();
+    let all = [folder.path(), &fifo, &socket, Path::new("/dev/zero"), Path::new("/dev/null")];
+    let mut arguments = vec!["scan", "--follow"];
+    arguments.extend(all.iter().map(|path| path.to_str().unwrap()));
+    let output = agent(&arguments);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.starts_with("0 files"), "{said}");
+}
+
+#[test]
+fn a_scan_without_usable_rules_is_an_error_and_not_clean() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad = folder.path().join("bad.yar");
+    std::fs::write(&bad, "rule {").unwrap();
+    let target = folder.path().to_str().unwrap();
+    for arguments in [
+        vec!["scan", "--no-builtin-rules", target],
+        vec!["scan", "--no-builtin-rules", "--rules", bad.to_str().unwrap(), target],
+        vec!["scan", "--rules", "/nonexistent.yar", target],
+    ] {
+        let output = agent(&arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn rules_check_names_file_line_and_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let good = write("good.yar", MARKER_RULES);
+    let include = write("include.yar", "\ninclude \"other.yar\"\n");
+    let slow = write("slow.yar", "rule slow {\n  strings:\n    $a = /[a-z]+/\n  condition: $a\n}");
+    let output = agent(&["rules", "check", &good]);
+    assert_eq!(output.status.code(), Some(0), "{}{}", text(&output.stdout), text(&output.stderr));
+    let output = agent(&["rules", "check", &good, &include, &slow]);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("include.yar:2:1: error") && said.contains("put the included rules into the file"),
+        "{said}"
+    );
+    assert!(said.contains("slow.yar:3:5: error") && said.contains("slow pattern"), "{said}");
+    assert!(said.contains("good.yar: ok"), "{said}");
+    let json = agent(&["rules", "check", "--json", &include]);
+    let object: serde_json::Value = serde_json::from_str(text(&json.stdout).trim()).unwrap();
+    assert_eq!((object["ok"].as_bool(), object["problems"][0]["line"].as_u64()), (Some(false), Some(2)));
+    assert_eq!(agent(&["rules", "check", "/nonexistent.yar"]).status.code(), Some(2));
+}

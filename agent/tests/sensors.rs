@@ -79,13 +79,6 @@ impl Run {
         })
     }
 
-    fn gap(&self, reason: GapReason) -> Option<u64> {
-        self.next(&format!("{reason:?}"), |observation| match observation {
-            Observation::Lost { gap, .. } if gap.reason == reason as i32 => Some(gap.count),
-            _ => None,
-        })
-    }
-
     /// Stops, and checks that everything seen is accounted for.
     fn end(self) -> Arc<Counters> {
         self.sensors.stop();
@@ -270,8 +263,14 @@ fn a_full_queue_to_detection_is_a_counted_gap() {
     while files + lost < 50 {
         run.next("fifty files, seen or counted", |observation| {
             match observation {
-                Observation::FileWritten { .. } => files += 1,
-                Observation::Lost { gap, .. } => lost += gap.count.unwrap(),
+                Observation::FileWritten { file, process, .. } => {
+                    println!("{} by {:?}", file.path.escape_ascii(), process.map(|process| process.pid));
+                    files += 1;
+                }
+                Observation::Lost { gap, .. } => {
+                    println!("{gap:?}");
+                    lost += gap.count.unwrap();
+                }
                 _ => {}
             }
             Some(())

@@ -290,6 +290,10 @@ impl Joiner {
     }
 
     fn written(&mut self, pid: u32, file: OpenFile, coming: usize, at: Moment) {
+        let parent = self.table.parent(pid);
+        if self.is_complete(parent, true) {
+            self.settle_groups(parent, 1);
+        }
         if self.held.contains_key(&pid) && self.table.unsettled(pid) > 0 {
             self.settle_groups(pid, coming);
         } else if coming == 0 {
@@ -310,19 +314,28 @@ impl Joiner {
         }
     }
 
+    /// A turn is waited when the numbers of groups and execs differ: the rest of either may be on its way.
+    /// Parents first, because their images are in what is told of their children.
     fn settle_due(&mut self, emptied: bool) {
-        let pids: Vec<u32> = self.pending.keys().copied().collect();
+        let mut pids: Vec<u32> = self.pending.keys().copied().collect();
+        pids.sort_unstable_by_key(|pid| self.table.start_ns(*pid));
         for pid in pids {
             let newest = self.pending.get(&pid).and_then(|list| list.back()).map_or(0, |exec| exec.turn);
             let age = self.turn - newest;
-            if (emptied && age > 0) || age > WAIT_TURNS_MAX {
+            let parent_waits = self.table.unsettled(self.table.parent(pid)) > 0;
+            if age > WAIT_TURNS_MAX || (emptied && age > 0 && !parent_waits) {
                 self.settle_rest(pid);
-            } else if self.held.get(&pid).is_some_and(|list| {
-                list.last().is_some_and(|(last, _)| is_loader(last)) || emptied && has_program(list)
-            }) {
+            } else if !parent_waits && self.is_complete(pid, emptied) {
                 self.settle_groups(pid, 0);
             }
         }
+    }
+
+    /// As many groups as execs, and nothing missing from the last one.
+    fn is_complete(&self, pid: u32, emptied: bool) -> bool {
+        let held = self.held.get(&pid).map_or(&[][..], Vec::as_slice);
+        let complete = held.last().is_some_and(|(last, _)| is_loader(last)) || emptied && has_program(held);
+        complete && groups_of(held) == self.table.unsettled(pid)
     }
 
     /// Every exec that waits, with or without a group.
@@ -333,22 +346,34 @@ impl Joiner {
         }
     }
 
-    /// Pairs groups and execs in order. Groups without an exec are of failed ones, and come before. With more
-    /// programs of this process still to come in the batch (`coming`) the first exec is the one they belong to.
+    /// Pairs groups and execs in order. With more groups than execs, and no program of this process still to
+    /// come in the batch (`coming`), the first ones are of execs that failed; where `/proc/PID/exe` names one of
+    /// them, those after it are of an exec that was not told yet.
     fn settle_groups(&mut self, pid: u32, coming: usize) {
         let list = self.held.remove(&pid).unwrap_or_default();
+        let Some(since) = list.first().map(|(_, at)| *at) else { return };
         self.held_count = self.held_count.saturating_sub(list.len());
-        let mut groups = split(list.into_iter().map(|(program, _)| program).collect());
+        let mut groups = VecDeque::from(split(list.into_iter().map(|(program, _)| program).collect()));
         let waiting = self.table.unsettled(pid);
         if coming == 0 && groups.len() > waiting {
-            groups.drain(..groups.len() - waiting);
+            let exe = self.next_exec(pid).and_then(|exec| exec.exe.as_ref()).map(|exe| exe.key);
+            let named = groups.iter().position(|group| group.iter().any(|one| Some(one.key) == exe));
+            groups.drain(..named.unwrap_or(groups.len() - waiting));
         }
-        for group in groups {
-            if self.table.unsettled(pid) == 0 {
-                return;
-            }
-            self.settle_one(pid, Some(group));
+        while self.table.unsettled(pid) > 0 && !groups.is_empty() {
+            // What ran from memory had no OPEN_EXEC. As the last one, a group beside it is of an exec that failed.
+            let memory = self.next_exec(pid).and_then(|exec| exec.exe.as_ref()).is_some_and(is_memory);
+            let left = self.table.unsettled(pid);
+            let group = if memory && (left == 1 || groups.len() < left) { None } else { groups.pop_front() };
+            self.settle_one(pid, group);
         }
+        for program in groups.into_iter().flatten() {
+            self.hold(pid, program, since);
+        }
+    }
+
+    fn next_exec(&self, pid: u32) -> Option<&Pending> {
+        self.pending.get(&pid)?.front()
     }
 
     fn settle_one(&mut self, pid: u32, group: Option<Vec<Program>>) {
@@ -357,11 +382,8 @@ impl Joiner {
         if self.pending.get(&pid).is_some_and(VecDeque::is_empty) {
             self.pending.remove(&pid);
         }
-        let last = self.table.unsettled(pid) == 1;
         let (exe, at) = exec.map_or((None, None), |exec| (exec.exe, Some(exec.at)));
-        // What ran from memory had no OPEN_EXEC: a group beside it is of an execve that failed.
-        let from_memory = last && exe.as_ref().is_some_and(|exe| exe.file.path.starts_with(b"/memfd:"));
-        let (path, image, source, facts_hold) = match group.filter(|_| !from_memory) {
+        let (path, image, source, facts_hold) = match group {
             Some(group) => {
                 let key = exe.as_ref().map(|exe| exe.key);
                 let facts_hold = key.is_none_or(|key| group.iter().any(|program| program.key == key));
@@ -411,6 +433,10 @@ fn has_program(list: &[(Program, Moment)]) -> bool {
     list.iter().any(|(program, _)| program.elf)
 }
 
+fn is_memory(program: &Program) -> bool {
+    program.file.path.starts_with(b"/memfd:")
+}
+
 /// By its name: `ld-linux-x86-64.so.2`, `ld-musl-x86_64.so.1`, `ld64.so.2`. A program that is called so only
 /// makes its own run look like the one before it.
 fn is_loader(program: &Program) -> bool {
@@ -422,20 +448,30 @@ fn is_loader(program: &Program) -> bool {
 fn split(list: Vec<Program>) -> Vec<Vec<Program>> {
     let mut groups: Vec<Vec<Program>> = Vec::new();
     for program in list {
-        let begins = match groups.last() {
-            None => true,
-            Some(group) => group.iter().any(|one| one.elf) && !(group.len() < 8 && follows(group, &program)),
-        };
         match groups.last_mut() {
-            Some(group) if !begins => group.push(program),
-            _ => groups.push(vec![program]),
+            Some(group) if continues(group.iter(), &program) => group.push(program),
+            Some(_) | None => groups.push(vec![program]),
         }
     }
     groups
 }
 
-fn follows(group: &[Program], next: &Program) -> bool {
-    is_loader(next) && group.last().is_some_and(|last| last.elf && !is_loader(last))
+/// How many [`split`] would make.
+fn groups_of(list: &[(Program, Moment)]) -> usize {
+    let (mut count, mut start) = (0, 0);
+    for (at, (program, _)) in list.iter().enumerate() {
+        let group = list.get(start..at).unwrap_or_default();
+        if group.is_empty() || !continues(group.iter().map(|(one, _)| one), program) {
+            (count, start) = (count + 1, at);
+        }
+    }
+    count
+}
+
+fn continues<'a>(mut group: impl DoubleEndedIterator<Item = &'a Program> + Clone, next: &Program) -> bool {
+    let last = group.clone().next_back();
+    let has_program = group.any(|one| one.elf);
+    !has_program || is_loader(next) && last.is_some_and(|last| last.elf && !is_loader(last))
 }
 
 /// The path of the process's executable, and what is worth scanning.

@@ -112,6 +112,43 @@ fn two_execs_in_one_turn_each_get_their_own_image() {
     }
 }
 
+/// The second program's OPEN_EXEC was read, its exec event was not told yet: it is not of an exec that failed.
+#[test]
+fn an_open_exec_that_is_early_waits_for_its_own_exec() {
+    let batch = || {
+        let all = ["/usr/bin/env", "/lib/ld-linux.so.2", "/bin/dd", "/lib/ld-linux.so.2"];
+        all.map(|path| run(20, path)).into_iter().collect::<Vec<_>>()
+    };
+    let expected =
+        ["run /usr/bin/env scan /usr/bin/env", "run /bin/dd scan /bin/dd", "write /tmp/x by /bin/dd"];
+    // Told a turn later.
+    let mut soon = joiner();
+    soon.tell(exec(20, None), at(0));
+    assert!(soon.see(batch(), true, at(0)).is_empty());
+    soon.tell(exec(20, None), at(1));
+    assert_eq!(show(soon.see(vec![wrote(20, "/tmp/x")], true, at(1))), expected);
+    // Told much later, because the disk is slow.
+    let mut late = joiner();
+    late.tell(exec(20, Some("/usr/bin/env")), at(0));
+    let mut outcomes = show(late.see(batch(), true, at(0)));
+    outcomes.extend(show(late.see(vec![], true, at(1))));
+    outcomes.extend(show(late.see(vec![], true, at(2))));
+    late.tell(exec(20, None), at(3));
+    outcomes.extend(show(late.see(vec![wrote(20, "/tmp/x")], true, at(3))));
+    assert_eq!(outcomes, expected);
+}
+
+#[test]
+fn a_program_from_memory_before_one_from_a_file_takes_no_ones_place() {
+    let mut joiner = joiner();
+    joiner.tell(exec(20, Some("/memfd:x")), at(0));
+    joiner.tell(exec(20, Some("/bin/cat")), at(0));
+    let mut outcomes =
+        show(joiner.see(vec![run(20, "/bin/cat"), run(20, "/lib/ld-linux.so.2")], true, at(0)));
+    outcomes.extend(show(joiner.see(vec![], true, at(1))));
+    assert_eq!(outcomes, ["run /memfd:x scan /memfd:x", "run /bin/cat scan /bin/cat"]);
+}
+
 #[test]
 fn arguments_of_a_later_image_are_not_shown_with_an_earlier_one() {
     let mut joiner = joiner();
@@ -164,7 +201,28 @@ fn a_failed_exec_lends_its_name_to_nobody() {
     joiner.see(vec![run(30, "/usr/bin/foreign")], true, at(3));
     joiner.tell(exec(30, None), at(4));
     let batch = vec![run(30, "/bin/cat"), run(30, "/lib/ld-linux.so.2")];
-    assert_eq!(show(joiner.see(batch, true, at(4))), ["run /bin/cat scan /bin/cat"]);
+    let mut outcomes = show(joiner.see(batch, true, at(4)));
+    outcomes.extend(show(joiner.see(vec![], true, at(5))));
+    assert_eq!(outcomes, ["run /bin/cat scan /bin/cat"]);
+}
+
+#[test]
+fn a_parent_that_has_just_run_something_is_named() {
+    let mut joiner = joiner();
+    joiner.tell(exec(20, None), at(0));
+    joiner.tell(Told::Fork { parent: 20, child: 30, start_ns: Some(3_000_000_000) }, at(0));
+    joiner.tell(exec(30, None), at(0));
+    let mut batch: Vec<Seen> = [(20, "/bin/sudo"), (20, "/lib/ld-linux.so.2"), (30, "/bin/dd")]
+        .map(|(pid, path)| run(pid, path))
+        .into();
+    batch.push(wrote(30, "/tmp/x"));
+    for outcome in joiner.see(batch, true, at(0)) {
+        let (Outcome::Written { process: Some(process), .. } | Outcome::Ran { process, .. }) = outcome else {
+            panic!("{outcome:?}")
+        };
+        let expected = if process.pid == 20 { "/bin/sh" } else { "/bin/sudo" };
+        assert_eq!(text(&process.parent.unwrap().executable), expected);
+    }
 }
 
 #[test]

@@ -390,6 +390,10 @@ impl Reader {
     }
 
     fn compare(&mut self, facts: &Facts, at: Moment) {
+        if facts.executable.is_empty() {
+            self.joiner.table.found(facts, Source::Proc);
+            return; // a kernel thread, or one that ended and nobody waited for
+        }
         let table = &mut self.joiner.table;
         let new = table.found(facts, Source::Proc);
         let other = !new && table.executable(facts.pid) != facts.executable;
@@ -398,7 +402,6 @@ impl Reader {
             table.settle(facts.pid, &facts.executable, Source::Proc, true);
         }
         if (new || other)
-            && !facts.executable.is_empty()
             && let Some(process) = table.describe(facts.pid, crate::sensors::processes::Which::Newest)
         {
             let remote = self.parts.remote.lock().unwrap_or_else(PoisonError::into_inner).clone();

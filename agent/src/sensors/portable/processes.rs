@@ -10,7 +10,7 @@ use crate::stop::Stop;
 use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
-use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
+use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System, UpdateKind};
 use vidette_protocol::wire::Source;
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -70,7 +70,7 @@ impl Processes {
         self.tell_ended(now);
         let boot = System::boot_time();
         let mut new = Vec::new();
-        for process in self.system.processes().values() {
+        for process in self.system.processes().values().filter(|process| is_alive(process)) {
             let facts = facts(process, boot);
             let start = process.start_time();
             let known = self.running.get(&facts.pid);
@@ -89,7 +89,7 @@ impl Processes {
         let system = &self.system;
         let is_there = |pid: u32, running: &Running| {
             let process = system.process(sysinfo::Pid::from_u32(pid));
-            process.is_some_and(|process| process.start_time() == running.start)
+            process.is_some_and(|process| is_alive(process) && process.start_time() == running.start)
         };
         let ended = self.running.extract_if(|pid, running| !is_there(*pid, running));
         let ended: Vec<(u32, bool)> = ended.map(|(pid, running)| (pid, running.reported)).collect();
@@ -136,6 +136,11 @@ impl Processes {
     fn user_name(&mut self, uid: Option<u32>) -> Vec<u8> {
         uid.map(|uid| self.users.name(uid, Instant::now())).unwrap_or_default()
     }
+}
+
+/// What ended and nobody waited for is still listed.
+fn is_alive(process: &sysinfo::Process) -> bool {
+    !matches!(process.status(), ProcessStatus::Zombie | ProcessStatus::Dead)
 }
 
 fn facts(process: &sysinfo::Process, boot_s: u64) -> Facts {

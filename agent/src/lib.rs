@@ -21,6 +21,8 @@ pub mod outbox;
 pub mod transport;
 /// Which queue leads where: every thread and channel is made here.
 pub mod pipeline;
+/// How the agent is, told to `vidette-agent status`.
+pub mod status;
 /// The one way to end: a flag that every stage hears.
 pub mod stop;
 /// Counters of every stage: seen = passed + shed + lost.

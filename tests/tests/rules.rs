@@ -165,7 +165,7 @@ fn scan(paths: &[&Path]) -> (Vec<Match>, Output) {
 fn scan_beside_a_control(paths: &[&Path]) -> (Vec<Match>, Output) {
     let control = tempfile::tempdir().unwrap();
     let samples = samples();
-    let eicar = samples.iter().find(|sample| sample.rule == "Test_File_EICAR" && sample.matches).unwrap();
+    let eicar = samples.iter().find(|sample| sample.rule == "EICAR_Test_File" && sample.matches).unwrap();
     std::fs::write(control.path().join("control"), eicar.content()).unwrap();
     let all: Vec<&Path> = paths.iter().copied().chain([control.path()]).collect();
     let (found, output) = scan(&all);

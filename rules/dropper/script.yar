@@ -9,7 +9,7 @@ rule Dropper_Download_Run : dropper shell {
         reference = "https://attack.mitre.org/techniques/T1105/"
         technique = "T1105,T1059.004,T1222.002"
     strings:
-        $fetch = /\b(curl|wget|tftp|ftpget|lwp-download)\s[^\n]{0,200}(https?|ftp|tftp):\/\/[^\s]{4,200}/
+        $fetch = /\b(curl|wget|tftp|ftpget|lwp-download)\s[^\n]{0,200}(https?|ftp|tftp):\/\/[^\s]{1,200}/
         $place = /(\bcd\s{1,4}(\/tmp|\/var\/tmp|\/dev\/shm|\/var\/run|\/mnt|\/root)\b|(-o|-O|--output|>)\s{0,4}(\/tmp|\/var\/tmp|\/dev\/shm)\/)/
         $mode = /\bchmod\s{1,4}(-R\s{1,4})?(\+x|a\+x|u\+x|0?7[0-7]{2}|0?[57]55)\s[^\n]{1,120}/
         $run = /[\n;&|]\s{0,8}(nohup\s{1,4}|setsid\s{1,4}|exec\s{1,4}|sudo\s{1,4})?((\.|\/tmp|\/var\/tmp|\/dev\/shm)\/[a-z0-9_.$\{\}-]{1,80})[^\n]{0,80}(&|;|\n|$)/ nocase

@@ -54,7 +54,7 @@ rule Miner_Command_Line : miner shell {
         reference = "https://attack.mitre.org/techniques/T1496/001/"
         technique = "T1496.001"
     strings:
-        $stratum = /(-o|--url[= ])\s{0,4}['"]?stratum[12]?\+(tcp|ssl|tls|udp):\/\/[a-z0-9.-]{3,80}:\d{2,5}/ nocase
+        $stratum = /(-o|--url[= ])\s{0,4}['"]?stratum[12]?\+(tcp|ssl|tls|udp):\/\/[a-z0-9.-]{1,80}:\d{2,5}/ nocase
         $pool = /(-o|--url[= ])\s{0,4}['"]?[a-z0-9.-]{0,60}(pool|xmr|monero|minexmr|nanopool|hashvault|moneroocean|nicehash|2miners)[a-z0-9.-]{0,60}:\d{2,5}['"]?\s{1,4}[^\n]{0,40}(-u|--user[= ])\s{0,4}['"]?[a-z0-9.+@_-]{24}/ nocase
     condition:
         filesize < 64KB and uint32be(0) != 0x7f454c46 and any of them

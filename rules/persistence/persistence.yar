@@ -9,7 +9,7 @@ rule Persistence_Cron_Download : persistence cron {
         reference = "https://attack.mitre.org/techniques/T1053/003/"
         technique = "T1053.003,T1105"
     strings:
-        $pipe = /(@(reboot|hourly|daily)|\*\/?\d{0,2}\s{1,4}\*)\s[^\n]{0,80}\b(curl|wget|lwp-download|fetch)\s[^\n|;]{4,240}\|\s{0,4}(sudo\s{1,4})?(\/usr)?(\/bin\/)?(ba|da|z)?sh\b/
+        $pipe = /(@(reboot|hourly|daily)|\*\/?\d{0,2}\s{1,4}\*)\s[^\n]{0,80}\b(curl|wget|lwp-download|fetch)\s[^\n|;]{1,240}\|\s{0,4}(sudo\s{1,4})?(\/usr)?(\/bin\/)?(ba|da|z)?sh\b/
         $python = /(@(reboot|hourly|daily)|\*\/?\d{0,2}\s{1,4}\*)\s[^\n]{0,80}\bpython[23]?\s{1,4}-c\s[^\n]{0,200}(urlopen|requests\.get|b64decode)/
         $substitute = /(@(reboot|hourly|daily)|\*\/?\d{0,2}\s{1,4}\*)\s[^\n]{0,80}\b(ba|da)?sh\s{1,4}(-c\s{1,4})?['"]?(<\(|\$\()\s{0,4}(curl|wget)\s/
     condition:
@@ -41,7 +41,7 @@ rule Persistence_Systemd_Unit : persistence systemd {
     strings:
         $service = "[Service]"
         $place = /Exec(Start|StartPre|StartPost|Stop|Reload)\s{0,2}=[-@:+!]{0,3}\s{0,2}((\/usr)?\/bin\/(ba|da)?sh\s{1,4}(-c\s{1,4}['"]?)?)?(\/tmp|\/var\/tmp|\/dev\/shm)\/[^\s]{1,200}/
-        $download = /Exec(Start|StartPre|StartPost|Stop|Reload)\s{0,2}=[^\n]{0,120}\b(curl|wget)\s[^\n]{4,240}\|\s{0,4}(\/usr)?(\/bin\/)?(ba|da)?sh\b/
+        $download = /Exec(Start|StartPre|StartPost|Stop|Reload)\s{0,2}=[^\n]{0,120}\b(curl|wget)\s[^\n]{1,240}\|\s{0,4}(\/usr)?(\/bin\/)?(ba|da)?sh\b/
         $shell = /Exec(Start|StartPre|StartPost)\s{0,2}=[^\n]{0,160}(\/dev\/tcp\/|base64\s{1,4}(-d|--decode)[^\n]{0,40}\|\s{0,4}(ba|da)?sh\b)/
         $hidden = /ExecStart\s{0,2}=[-@:+!]{0,3}\s{0,2}\/(usr|etc|var|opt|lib|bin|sbin|root|home)\/([a-z0-9_.-]{1,40}\/){0,4}\.[a-z0-9_-]{1,40}(\/[^\s]{1,80})?\s{0,4}(\n|$)/
     condition:
@@ -58,7 +58,7 @@ rule Persistence_Shell_Startup : persistence shell {
         technique = "T1546.004,T1037.004"
     strings:
         $background = /\b(nohup|setsid)\s{1,4}(nohup\s{1,4}|setsid\s{1,4})?((\/bin\/)?(ba|da)?sh\s{1,4}(-c\s{1,4}['"]?)?)?(\/tmp|\/var\/tmp|\/dev\/shm)\/[^\n;&]{1,120}\s{0,4}(&>|>&|\d?>)\s{0,4}\/dev\/null[^\n]{0,24}&/
-        $fetch = /\(\s{0,4}(curl|wget)\s[^\n|]{4,200}\|\s{0,4}(ba|da)?sh\s{0,4}\)?\s{0,4}(&>|>&|\d?>)\s{0,4}\/dev\/null[^\n]{0,24}&/
+        $fetch = /\(\s{0,4}(curl|wget)\s[^\n|]{1,200}\|\s{0,4}(ba|da)?sh\s{0,4}\)?\s{0,4}(&>|>&|\d?>)\s{0,4}\/dev\/null[^\n]{0,24}&/
     condition:
         filesize < 128KB and uint32be(0) != 0x7f454c46 and any of them
 }

@@ -9,7 +9,7 @@ rule Ransom_Note : ransomware note {
         reference = "https://attack.mitre.org/techniques/T1486/"
         technique = "T1486"
     strings:
-        $claim1 = /\b(your|all)\s{1,3}(of\s{1,3}your\s{1,3})?([a-z]{3,14}\s{1,3}){0,3}(files|data|documents|servers?|network|databases?|systems?)[^.\n]{0,60}\b(are|is|was|were|have|has)\s{1,3}(been\s{1,3})?[^.\n]{0,30}\b(encrypted|locked|stolen)/ nocase
+        $claim1 = /\b(your|all)\s{1,3}(of\s{1,3}your\s{1,3})?([a-z]{1,14}\s{1,3}){0,3}(files|data|documents|servers?|network|databases?|systems?)[^.\n]{0,60}\b(are|is|was|were|have|has)\s{1,3}(been\s{1,3})?[^.\n]{0,30}\b(encrypted|locked|stolen)/ nocase
         $claim2 = /\bwe\s{1,3}(have\s{1,3})?(encrypted|locked|downloaded|stolen)\s{1,3}[^.\n]{0,40}\b(your|all)\s/ nocase
         $pay1 = "bitcoin" nocase fullword
         $pay2 = "monero" nocase fullword
@@ -18,7 +18,7 @@ rule Ransom_Note : ransomware note {
         $pay5 = "wallet" nocase
         $contact1 = "tor browser" nocase
         $contact2 = /[a-z2-7]{16,56}\.onion\b/ nocase
-        $contact3 = /[a-z0-9._-]{2,40}@(protonmail|proton|onionmail|tutanota|tuta|cock|aol|mailfence|msgsafe|keemail)\.[a-z]{2,6}/ nocase
+        $contact3 = /[a-z0-9._-]{1,40}@(protonmail|proton|onionmail|tutanota|tuta|cock|aol|mailfence|msgsafe|keemail)\.[a-z]{2,6}/ nocase
         $contact4 = "qtox" nocase
         $key1 = /\b(decrypt(ion|or|er)?\s{1,3}(key|tool|software|program|your|them|files)|private\s{1,3}key|(recover|restore|decrypt|unlock)\s{1,3}(your|the|all|them)\b)/ nocase
         $threat = /(do\s{0,2}n[o']t\s{1,3}(try|rename|modify|delete|use|contact|turn)|will\s{1,3}be\s{1,3}(published|leaked|sold|lost|deleted|destroyed))/ nocase

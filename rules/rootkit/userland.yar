@@ -80,7 +80,7 @@ rule Rootkit_PAM_Backdoor : rootkit elf {
         $get2 = "\x00pam_get_item\x00"
         $write1 = "\x00fprintf\x00"
         $write2 = "\x00__fprintf_chk\x00"
-        $place = /\x00\/(tmp|var\/tmp|dev\/shm|usr\/share|var\/log|var\/lib)\/\.?[a-z0-9_.\/-]{2,60}\x00/
+        $place = /\x00\/(tmp|var\/tmp|dev\/shm|usr\/share|var\/log|var\/lib)\/\.?[a-z0-9_.\/-]{1,60}\x00/
         $line1 = /\x00[^\x00\n]{0,40}%s[ :|]{1,3}%s[^\x00]{0,20}\n\x00/
         $line2 = /pass(word|wd)?\s{0,2}[=:]\s{0,2}%s/ nocase
     condition:

@@ -1,6 +1,6 @@
 // The industry's harmless test file. In hexadecimal, so that this file does not look like it.
 
-rule Test_File_EICAR : test {
+rule EICAR_Test_File : test {
     meta:
         id = "VID-1000"
         description = "EICAR test file: harmless, made to show that detection works"

@@ -161,6 +161,20 @@ fn scan(paths: &[&Path]) -> (Vec<Match>, Output) {
     (matches, output)
 }
 
+/// Scans `paths` and a test file that must match, so that a scan that saw nothing is not taken for a clean one.
+fn scan_beside_a_control(paths: &[&Path]) -> (Vec<Match>, Output) {
+    let control = tempfile::tempdir().unwrap();
+    let samples = samples();
+    let eicar = samples.iter().find(|sample| sample.rule == "EICAR_Test_File" && sample.matches).unwrap();
+    std::fs::write(control.path().join("control"), eicar.content()).unwrap();
+    let all: Vec<&Path> = paths.iter().copied().chain([control.path()]).collect();
+    let (found, output) = scan(&all);
+    let (in_control, elsewhere): (Vec<Match>, Vec<Match>) =
+        found.into_iter().partition(|found| Path::new(&found.path).starts_with(control.path()));
+    assert_eq!(in_control.len(), 1, "the control was not found: {}", stderr(&output));
+    (elsewhere, output)
+}
+
 fn matches_of(line: &str) -> Vec<Match> {
     let record: serde_json::Value = serde_json::from_str(line).unwrap();
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
@@ -272,9 +286,8 @@ fn samples_match_their_rule_and_no_other() {
 
 #[test]
 fn the_rules_and_their_samples_do_not_match_themselves() {
-    let (found, output) = scan(&[&folder()]);
+    let (found, _) = scan_beside_a_control(&[&folder()]);
     assert_eq!(found, Vec::new());
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
 }
 
 #[test]
@@ -307,17 +320,9 @@ fn reviewed_matches_name_a_rule_and_a_reason() {
 
 #[test]
 fn packaged_files_of_this_machine_do_not_match() {
-    // A control beside them, so that a scan that saw nothing is not taken for a clean machine.
-    let control = tempfile::tempdir().unwrap();
-    let samples = samples();
-    let eicar = samples.iter().find(|sample| sample.rule == "Test_File_EICAR" && sample.matches).unwrap();
-    std::fs::write(control.path().join("control"), eicar.content()).unwrap();
-    let paths: Vec<&Path> = PACKAGE_FOLDERS.iter().map(Path::new).chain([control.path()]).collect();
-    let (found, output) = scan(&paths);
+    let paths: Vec<&Path> = PACKAGE_FOLDERS.iter().map(Path::new).collect();
+    let (in_packages, output) = scan_beside_a_control(&paths);
     println!("{}", stderr(&output));
-    let (in_control, in_packages): (Vec<Match>, Vec<Match>) =
-        found.into_iter().partition(|found| Path::new(&found.path).starts_with(control.path()));
-    assert_eq!(in_control.len(), 1, "the control was not found: {}", stderr(&output));
     let mut by_severity: BTreeMap<&str, usize> = BTreeMap::new();
     in_packages.iter().for_each(|found| *by_severity.entry(&found.severity).or_default() += 1);
     println!("matches by severity: {by_severity:?}");

@@ -682,6 +682,18 @@ fn scan_does_not_open_what_could_hang() {
 }
 
 #[test]
+fn a_tree_deeper_than_anybody_needs_is_told_and_not_fallen_into() {
+    let folder = tempfile::tempdir().unwrap();
+    let deep = (0..300).fold(folder.path().to_owned(), |path, _| path.join("d"));
+    std::fs::create_dir_all(deep).unwrap();
+    std::fs::write(folder.path().join("d/eicar"), eicar()).unwrap();
+    let output = agent(&["scan", folder.path().to_str().unwrap()]);
+    let said = text(&output.stderr);
+    assert!(said.contains("deeper than 256 folders"), "{said}");
+    assert_eq!((output.status.code(), text(&output.stdout).lines().count()), (Some(1), 1), "{said}");
+}
+
+#[test]
 fn a_scan_without_usable_rules_is_an_error_and_not_clean() {
     let folder = tempfile::tempdir().unwrap();
     let bad = folder.path().join("bad.yar");

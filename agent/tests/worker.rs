@@ -506,6 +506,114 @@ fn bad_rule_files_are_told_and_the_others_work() {
     assert_eq!((found.len(), found[0].rules.len()), (1, 2));
 }
 
+/// The state and message of each health event of one component.
+fn health(events: &[wire::Event], component: &str) -> Vec<(wire::HealthState, String)> {
+    let of = |event: &wire::Event| match &event.kind {
+        Some(Kind::Health(health)) if health.component == component => {
+            Some((health.state(), health.message.clone()))
+        }
+        _ => None,
+    };
+    events.iter().filter_map(of).collect()
+}
+
+#[test]
+fn rules_are_replaced_while_it_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rules.yar");
+    std::fs::write(&path, "rule broken {").unwrap();
+    let sources = || RuleSources { builtin: false, files: vec![path.clone()] };
+    let stage = stage(RuleSources { builtin: true, files: vec![path.clone()] });
+    let wait_for = |what: &dyn Fn(&detection::Snapshot) -> bool| {
+        let end = Instant::now() + PATIENCE;
+        while !what(&stage.detection.state()) {
+            assert!(Instant::now() < end, "{:?}", stage.detection.state());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    wait_for(&|state| state.rules_count > 0 && state.rule_errors.len() == 1);
+    let before = stage.detection.rules_version();
+    std::fs::write(&path, MARKER_RULES).unwrap();
+    stage.detection.reload_rules(sources());
+    wait_for(&|state| state.rules_version != before && state.rules_count == 3);
+    // Not one usable rule: the last good ones stay.
+    let good = stage.detection.rules_version();
+    std::fs::write(&path, "rule {").unwrap();
+    stage.detection.reload_rules(sources());
+    let mut events = Vec::new();
+    while !health(&events, "rules").iter().any(|(state, _)| *state == wire::HealthState::Failed) {
+        events.push(stage.events.recv_timeout(PATIENCE).unwrap());
+    }
+    stage.input.send(written(file(b"vidette-marker-string"))).unwrap();
+    events.extend(stage.end());
+    let found = detections(&events);
+    assert_eq!((found.len(), found[0].rules_version.as_str()), (1, good.as_str()));
+    let states: Vec<wire::HealthState> =
+        health(&events, "rules").into_iter().map(|(state, _)| state).collect();
+    use wire::HealthState::{Degraded, Failed, Ok};
+    assert_eq!(states, [Degraded, Ok, Degraded, Failed], "{events:?}");
+}
+
+#[test]
+fn a_crash_is_an_event_and_the_next_file_is_scanned() {
+    let stage = stage(builtin());
+    let end = Instant::now() + PATIENCE;
+    while stage.detection.state().rules_count == 0 {
+        assert!(Instant::now() < end);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let pid = stage.detection.state().worker_pid.unwrap();
+    signal(pid, rustix::process::Signal::STOP);
+    stage.input.send(written(file(b"the one that is being scanned"))).unwrap();
+    while stage.detection.state().queue_length == 0 {
+        assert!(Instant::now() < end);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    signal(pid, rustix::process::Signal::KILL);
+    stage.input.send(written(file(&eicar()))).unwrap();
+    let counters = stage.counters.clone();
+    let events = stage.end();
+    let verdicts: Vec<Verdict> = detections(&events).iter().map(|detection| detection.verdict()).collect();
+    // Were both in flight when it died, neither was to blame.
+    let died = events.iter().filter_map(|event| match &event.kind {
+        Some(Kind::Detection(detection)) if detection.verdict() == Verdict::Failed => Some(&detection.detail),
+        _ => None,
+    });
+    assert!(verdicts == [Verdict::Failed, Verdict::Matched] || verdicts == [Verdict::Matched], "{events:?}");
+    assert!(died.into_iter().all(|detail| detail.contains("signal 9")));
+    assert_eq!((counters.worker_deaths.get(), health(&events, "worker").len()), (1, 1));
+}
+
+#[test]
+fn a_storm_is_answered_for_every_file() {
+    let stage = stage(builtin());
+    let input = stage.input.clone();
+    let events = stage.events.clone();
+    const FILES: u64 = 3_000;
+    // Read while it is written to, as the outbox does.
+    let reader = std::thread::spawn(move || {
+        let mut seen = 0;
+        while seen < FILES {
+            let Ok(event) = events.recv_timeout(PATIENCE) else { break };
+            seen += u64::from(matches!(event.kind, Some(Kind::File(_))));
+        }
+        seen
+    });
+    let folder = tempfile::tempdir().unwrap();
+    for number in 0..FILES {
+        let path = folder.path().join("one");
+        std::fs::write(&path, number.to_string()).unwrap();
+        input.send(written(File::open(&path).unwrap())).unwrap();
+        // Another inode each time: nothing to coalesce.
+        std::fs::rename(&path, folder.path().join(number.to_string())).unwrap();
+    }
+    assert_eq!(reader.join().unwrap(), FILES);
+    let counters = stage.counters.clone();
+    drop(input);
+    stage.end();
+    assert_eq!(counters.detection_scanned.get() + counters.detection_unscanned.get(), FILES);
+}
+
 #[test]
 fn a_stage_without_a_worker_says_so_and_records_what_it_saw() {
     let counters = Arc::new(Counters::default());
@@ -571,6 +679,18 @@ fn scan_does_not_open_what_could_hang() {
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{said}");
     assert!(said.starts_with("0 files"), "{said}");
+}
+
+#[test]
+fn a_tree_deeper_than_anybody_needs_is_told_and_not_fallen_into() {
+    let folder = tempfile::tempdir().unwrap();
+    let deep = (0..300).fold(folder.path().to_owned(), |path, _| path.join("d"));
+    std::fs::create_dir_all(deep).unwrap();
+    std::fs::write(folder.path().join("d/eicar"), eicar()).unwrap();
+    let output = agent(&["scan", folder.path().to_str().unwrap()]);
+    let said = text(&output.stderr);
+    assert!(said.contains("deeper than 256 folders"), "{said}");
+    assert_eq!((output.status.code(), text(&output.stdout).lines().count()), (Some(1), 1), "{said}");
 }
 
 #[test]

@@ -25,10 +25,17 @@ const WAIT: Duration = Duration::from_millis(200);
 /// The scanner's clock ticks in seconds: less would end scans that just began.
 const TIMEOUT_MIN: Duration = Duration::from_secs(2);
 
+/// What `--help` ends with.
+const AFTER_HELP: &str = "\
+Exit code: 0 everything is clean, 1 something matched, 2 nothing matched but not everything could be scanned whole.
+
+Examples:
+  vidette-agent scan /home /var/www
+  vidette-agent scan --json --rules my-rules/ /srv | jq .";
+
 /// `vidette-agent scan`
-///
-/// Exit code: 0 everything is clean, 1 something matched, 2 nothing matched but not everything could be scanned.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = AFTER_HELP)]
 pub struct Args {
     /// Files and folders to scan.
     #[arg(required = true)]

@@ -66,6 +66,10 @@ struct Running {
     source_errors: Vec<String>,
     /// The rules that were announced last.
     announced: Option<String>,
+    /// Errors in rules were told, and not yet that there are none any more.
+    rules_degraded: bool,
+    /// The newest rules are not those in use.
+    rules_refused: bool,
     worker_failed: bool,
     sandbox_told: bool,
     /// Nobody takes events any more.
@@ -97,6 +101,8 @@ impl Stage {
             shed: None,
             source_errors,
             announced: None,
+            rules_degraded: false,
+            rules_refused: false,
             worker_failed: false,
             sandbox_told: false,
             closed: false,
@@ -282,6 +288,7 @@ impl Running {
                 Output::Started(ready) => self.started(&ready),
                 Output::Loaded(loaded) => self.loaded(&loaded),
                 Output::RulesRefused { version, reason } => {
+                    (self.rules_degraded, self.rules_refused) = (true, true);
                     let message = format!("rules {version} are not used: {reason}");
                     self.tell_health("rules", HealthState::Failed, &message);
                 }
@@ -351,7 +358,7 @@ impl Running {
         if self.announced.as_ref() == Some(&loaded.version) {
             return;
         }
-        let first = self.announced.replace(loaded.version.clone()).is_none();
+        self.announced = Some(loaded.version.clone());
         let problems = loaded.problems.iter().filter(|problem| problem.error).map(|problem| {
             format!("{}:{}:{}: {}", problem.file, problem.line, problem.column, problem.message)
         });
@@ -359,8 +366,10 @@ impl Running {
         let event = events::rules_loaded(&self.host, &loaded.version, loaded.rules, errors.len());
         self.emit(event);
         if !errors.is_empty() {
+            self.rules_degraded = true;
             self.tell_health("rules", HealthState::Degraded, &format!("left out: {}", errors.join("; ")));
-        } else if !first {
+        } else if self.rules_degraded && !self.rules_refused {
+            self.rules_degraded = false;
             self.tell_health("rules", HealthState::Ok, "all rules are in use");
         }
         let mut shared = lock(&self.shared);
@@ -370,7 +379,7 @@ impl Running {
     fn reload(&mut self, sources: &RuleSources) {
         let found = sources.load();
         self.source_errors.clone_from(&found.errors);
-        self.announced = None;
+        (self.announced, self.rules_refused) = (None, false);
         let outputs = self.pool.use_rules(found.into_set(), Instant::now());
         self.settle(outputs);
     }

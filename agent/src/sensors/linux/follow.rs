@@ -11,6 +11,8 @@ use std::collections::HashMap;
 
 /// Messages taken in one turn, so that a storm of forks can't keep files waiting for ever.
 const MESSAGES_TURN_MAX: usize = 32_768;
+/// The CPU of a message that none has numbered: an acknowledgement, on older kernels.
+const NO_CPU: u32 = u32::MAX;
 /// A start that `/proc` gives may lie this far from the fork's message. Nanoseconds.
 const START_APART_MAX_NS: u64 = 1_000_000_000;
 
@@ -30,8 +32,12 @@ pub(crate) struct Drained {
 pub(crate) struct Sequences(HashMap<u32, u32>);
 
 impl Sequences {
-    /// How many are missing before this one. The first of a CPU misses none.
+    /// How many are missing before this one. The first of a CPU misses none. Everybody's acknowledgements come
+    /// here too: they are numbered like events (6.18), or by no CPU at all (older kernels).
     pub(crate) fn missing(&mut self, cpu: u32, seq: u32) -> u32 {
+        if cpu == NO_CPU {
+            return 0;
+        }
         let expected = self.0.insert(cpu, seq.wrapping_add(1)).unwrap_or(seq);
         let missing = seq.wrapping_sub(expected);
         if missing > u32::MAX / 2 { 0 } else { missing }
@@ -46,7 +52,6 @@ pub(crate) fn drain(connector: &Connector, sequences: &mut Sequences) -> std::io
     let mut drained = Drained::default();
     while drained.messages.len() < MESSAGES_TURN_MAX {
         match connector.receive() {
-            Ok(Some(Message { what: What::Acknowledged(_), .. })) => {}
             Ok(Some(message)) => {
                 drained.lost += u64::from(sequences.missing(message.cpu, message.seq));
                 drained.messages.push(message);
@@ -102,9 +107,10 @@ mod tests {
     #[test]
     fn missing_numbers_are_counted_by_cpu_across_the_wrap() {
         let mut sequences = Sequences::default();
-        let told = [(0, 7), (1, 900), (0, 8), (0, 11), (1, 901), (2, u32::MAX), (2, 1)];
+        let told =
+            [(0, 7), (1, 900), (0, 8), (0, 11), (1, 901), (2, u32::MAX), (2, 1), (NO_CPU, 4), (NO_CPU, 9)];
         let missing: Vec<u32> = told.into_iter().map(|(cpu, seq)| sequences.missing(cpu, seq)).collect();
-        assert_eq!(missing, [0, 0, 0, 2, 0, 0, 1]);
+        assert_eq!(missing, [0, 0, 0, 2, 0, 0, 1, 0, 0]);
     }
 
     #[test]

@@ -158,12 +158,8 @@ fn measure(
     Ok(latencies)
 }
 
-/// A script that ends at once and carries the test text behind its end.
 fn write_program(path: &Path, number: usize) -> anyhow::Result<()> {
-    let mut text = b"#!/bin/sh\nexit 0\n".to_vec();
-    text.extend(samples::eicar());
-    text.extend(format!("\n{number}\n").as_bytes());
-    fs::write(path, text)?;
+    fs::write(path, samples::program(&number.to_string()))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
     Ok(())
 }

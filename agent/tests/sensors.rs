@@ -399,6 +399,43 @@ fn without_the_connector_files_and_runs_are_still_seen() {
 }
 
 #[test]
+fn without_privileges_the_portable_sensors_take_over_and_say_why() {
+    const ROLE: &str = "VIDETTE_TEST_UNPRIVILEGED";
+    if std::env::var_os(ROLE).is_some() {
+        let folder = tempfile::tempdir().unwrap();
+        let watch = vec![folder.path().as_os_str().as_bytes().to_vec()];
+        let config =
+            Config { watch, exclude: Vec::new(), level_max: Level::Full, network_filesystems: false };
+        let (out, observations) = crossbeam_channel::bounded(OBSERVATIONS_QUEUE_MAX);
+        let sensors = sensors::start(config, Arc::default(), out).unwrap();
+        std::thread::sleep(Duration::from_millis(300)); // the first watch
+        std::fs::write(folder.path().join("x"), "x").unwrap();
+        let seen = observations.recv_timeout(WAIT).unwrap();
+        assert!(matches!(seen, Observation::FileWritten { .. }), "{seen:?}");
+        println!("level {} because {}", sensors.level().name(), sensors.reason());
+        sensors.stop();
+        assert!(observations.recv_timeout(WAIT).is_err(), "the channel is still open");
+        return;
+    }
+    // Somewhere that everybody may run it from.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let program = folder.path().join("sensors");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let output = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&program)
+        .args(["without_privileges_the_portable_sensors_take_over_and_say_why", "--exact", "--nocapture"])
+        .env(ROLE, "1")
+        .current_dir("/")
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{told} {}", String::from_utf8_lossy(&output.stderr));
+    assert!(told.contains("level polling because fanotify is refused (it needs CAP_SYS_ADMIN)"), "{told}");
+}
+
+#[test]
 fn the_portable_sensor_sees_files_in_new_trees() {
     const TREES: usize = 300;
     let run = Run::start(Level::Polling, OBSERVATIONS_QUEUE_MAX);

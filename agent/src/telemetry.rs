@@ -67,6 +67,8 @@ counters! {
     worker_deaths,
     /// Events committed to the outbox.
     outbox_appended,
+    /// Detections of a catch-up that had been committed before it.
+    outbox_merged,
     /// Events removed by the bound.
     outbox_lost_bound,
     /// Events acknowledged by the collector.

@@ -14,7 +14,7 @@
 
 use super::bound::{self, Rank};
 use super::file::{self, Found};
-use super::{cut, salvage};
+use super::{cut, reported, salvage};
 use crate::host::{Host, Moment};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::path::{Path, PathBuf};
@@ -142,6 +142,8 @@ pub struct Tally {
     pub appended: u64,
     /// Events removed by the bound.
     pub lost: u64,
+    /// Detections of a catch-up that had been committed before it.
+    pub merged: u64,
     /// Events acknowledged.
     pub acked: u64,
     /// Events set aside.
@@ -307,6 +309,10 @@ impl Db {
     }
 
     fn append(&mut self, event: wire::Event, now: Moment) -> rusqlite::Result<()> {
+        if reported::is_known(&self.connection, &event)? {
+            self.tally.merged += 1;
+            return Ok(());
+        }
         let (class, rank) = (Class::of(&event).unwrap_or(Class::Alert), Rank::of(&event));
         match cut::encode(event) {
             Ok(body) => self.insert(class, rank, now.unix_ns, &body),

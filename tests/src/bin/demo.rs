@@ -103,7 +103,14 @@ fn build() -> anyhow::Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--workspace", "--bins", "--manifest-path"]).arg(manifest);
+    command.args(["build", "--workspace", "--bins", "--manifest-path"]).arg(manifest);
+    // Some build scripts look at what `cargo run` sets for us, and would build again because of it.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|start| text.starts_with(start)) {
+            command.env_remove(&name);
+        }
+    }
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }

@@ -34,3 +34,16 @@ CREATE TABLE aside (
     reason TEXT NOT NULL,
     body   BLOB NOT NULL
 );
+
+-- Files whose detection is committed, by their state at that moment: a catch-up after a crash meets them again.
+-- Bounded; the oldest go first.
+CREATE TABLE reported (
+    number  INTEGER PRIMARY KEY AUTOINCREMENT,
+    device  INTEGER NOT NULL,
+    inode   INTEGER NOT NULL,
+    ctime   INTEGER NOT NULL,
+    size    INTEGER NOT NULL,
+    rules   TEXT NOT NULL,              -- version of the rules that matched
+    swept   INTEGER NOT NULL,           -- 1: met by a catch-up, 0: seen when it was written
+    UNIQUE (device, inode, ctime, size, rules)
+);

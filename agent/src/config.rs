@@ -69,7 +69,12 @@ struct OutboxFile {
 
 impl Default for SensorsFile {
     fn default() -> Self {
-        Self { watch: vec![PathBuf::from("/")], exclude: Vec::new(), level: LevelFile::Full, network_filesystems: false }
+        Self {
+            watch: vec![PathBuf::from("/")],
+            exclude: Vec::new(),
+            level: LevelFile::Full,
+            network_filesystems: false,
+        }
     }
 }
 
@@ -139,7 +144,8 @@ impl Config {
     /// What an empty file says.
     #[must_use]
     pub fn of_defaults() -> Self {
-        let (sensors, detection, outbox) = (SensorsFile::default(), DetectionFile::default(), OutboxFile::default());
+        let (sensors, detection, outbox) =
+            (SensorsFile::default(), DetectionFile::default(), OutboxFile::default());
         Self {
             state: default_state(),
             watch: vec![b"/".to_vec()],
@@ -157,7 +163,8 @@ impl Config {
     }
 
     fn parse(text: &str, state: Option<&Path>) -> anyhow::Result<Self> {
-        let file: File = toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", error.to_string().trim_end()))?;
+        let file: File =
+            toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", error.to_string().trim_end()))?;
         let state = state.map(Path::to_path_buf).or(file.state).unwrap_or_else(default_state);
         absolute("state", &state)?;
         let detection = file.detection;
@@ -192,7 +199,8 @@ pub fn default_state() -> PathBuf {
         return PathBuf::from(STATE_PATH);
     }
     let home = std::env::var_os("HOME").map(PathBuf::from);
-    match std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).or(home.map(|home| home.join(".local/state"))) {
+    match std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).or(home.map(|home| home.join(".local/state")))
+    {
         Some(folder) if folder.is_absolute() => folder.join("vidette-agent"),
         _ => PathBuf::from(STATE_PATH),
     }
@@ -224,7 +232,11 @@ fn absolute(key: &str, path: &Path) -> anyhow::Result<()> {
     bail!("{key} entry `{}` is not an absolute path: write it from the root, such as `/{0}`", path.display())
 }
 
-fn within<T: PartialOrd + std::fmt::Display>(key: &str, value: T, range: &std::ops::RangeInclusive<T>) -> anyhow::Result<()> {
+fn within<T: PartialOrd + std::fmt::Display>(
+    key: &str,
+    value: T,
+    range: &std::ops::RangeInclusive<T>,
+) -> anyhow::Result<()> {
     if range.contains(&value) {
         return Ok(());
     }
@@ -248,10 +260,24 @@ mod tests {
             .collect();
         let state = Some(Path::new(STATE_PATH));
         assert_eq!(Config::parse(&uncommented, state).unwrap(), Config::parse("", state).unwrap());
-        for key in ["state", "watch", "exclude", "level", "network_filesystems", "builtin_rules", "rules", "size_max_bytes",
-            "scan_timeout_s", "scans_parallel", "telemetry", "bytes_max"]
-        {
-            assert!(uncommented.lines().any(|line| line.starts_with(&format!("{key} ="))), "{key} is not in the packaged file");
+        for key in [
+            "state",
+            "watch",
+            "exclude",
+            "level",
+            "network_filesystems",
+            "builtin_rules",
+            "rules",
+            "size_max_bytes",
+            "scan_timeout_s",
+            "scans_parallel",
+            "telemetry",
+            "bytes_max",
+        ] {
+            assert!(
+                uncommented.lines().any(|line| line.starts_with(&format!("{key} ="))),
+                "{key} is not in the packaged file"
+            );
         }
     }
 
@@ -275,6 +301,9 @@ mod tests {
     #[test]
     fn a_named_file_must_exist() {
         let error = Config::load(Some(Path::new("/nonexistent/agent.toml")), None).unwrap_err();
-        assert!(format!("{error:#}").starts_with("could not read /nonexistent/agent.toml: No such file"), "{error:#}");
+        assert!(
+            format!("{error:#}").starts_with("could not read /nonexistent/agent.toml: No such file"),
+            "{error:#}"
+        );
     }
 }

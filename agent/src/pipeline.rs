@@ -44,16 +44,27 @@ pub fn run(config: &Config, stop: &Stop) -> anyhow::Result<()> {
     let (observe, observations) = bounded(OBSERVATIONS_QUEUE_MAX);
     let (emit, events) = bounded(EVENTS_QUEUE_MAX);
     let started = Moment::now();
-    let watched = Watched { observations: observations.clone(), events: events.clone(), since: Instant::now() };
+    let watched =
+        Watched { observations: observations.clone(), events: events.clone(), since: Instant::now() };
 
     let outbox = outbox::start(
-        outbox::Config { folder: config.state.join("outbox"), bytes_max: config.outbox_bytes_max, host: host.clone() },
+        outbox::Config {
+            folder: config.state.join("outbox"),
+            bytes_max: config.outbox_bytes_max,
+            host: host.clone(),
+        },
         counters.clone(),
         events,
     )?;
-    let detection = detection::start(detection_config(config, &host)?, counters.clone(), observations, emit.clone())?;
+    let detection =
+        detection::start(detection_config(config, &host)?, counters.clone(), observations, emit.clone())?;
     let sensors = sensors::start(sensors_config(config), counters.clone(), observe.clone())?;
-    say(&emit, &host, "agent-started", &format!("version {}, sensors {}", env!("CARGO_PKG_VERSION"), sensors.level().name()));
+    say(
+        &emit,
+        &host,
+        "agent-started",
+        &format!("version {}, sensors {}", env!("CARGO_PKG_VERSION"), sensors.level().name()),
+    );
     let (local_stopper, local_stop) = stop::channel();
     let catch_up = catch_up(config, &host, started, observe, emit.clone(), local_stop.clone())?;
 
@@ -168,7 +179,12 @@ impl Stages {
 
 /// Looks at what changed since the mark, on a thread of its own; true when it saw everything.
 fn catch_up(
-    config: &Config, host: &Host, started: Moment, observe: Sender<Observation>, emit: Sender<wire::Event>, stop: Stop,
+    config: &Config,
+    host: &Host,
+    started: Moment,
+    observe: Sender<Observation>,
+    emit: Sender<wire::Event>,
+    stop: Stop,
 ) -> anyhow::Result<JoinHandle<bool>> {
     let mark = mark::load(&config.state);
     if mark.is_none() {
@@ -207,9 +223,13 @@ fn claim(folder: &Path) -> anyhow::Result<File> {
         .create(folder)
         .with_context(|| format!("could not make the state folder {shown}: name another one with --state"))?;
     let lock = File::options().create(true).truncate(false).write(true).open(folder.join("lock"));
-    let lock = lock.with_context(|| format!("could not write to the state folder {shown}: name another one with --state"))?;
+    let lock = lock.with_context(|| {
+        format!("could not write to the state folder {shown}: name another one with --state")
+    })?;
     if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-        bail!("another agent runs with the state folder {shown}: stop it, or name another folder with --state");
+        bail!(
+            "another agent runs with the state folder {shown}: stop it, or name another folder with --state"
+        );
     }
     Ok(lock)
 }
@@ -299,14 +319,17 @@ impl Facts {
             outbox_bytes: figures.bytes,
             oldest_event_age_ms: figures.oldest_age_ms,
             memory_bytes: resident_bytes(std::process::id()),
-            certificate_expires_unix_s: self.credentials().map_or(0, |credentials| credentials.expires_unix_s),
+            certificate_expires_unix_s: self
+                .credentials()
+                .map_or(0, |credentials| credentials.expires_unix_s),
             counters: counters.map(|(name, value)| wire::Counter { name: name.into(), value }).collect(),
             health: Vec::new(),
         }
     }
 
     fn report(&self, transport: &State) -> Report {
-        let (detection, figures, credentials) = (self.detection.state(), self.outbox.figures(), self.credentials());
+        let (detection, figures, credentials) =
+            (self.detection.state(), self.outbox.figures(), self.credentials());
         let level = self.sensors.level();
         let (word, detail) = words(transport);
         Report {
@@ -324,7 +347,9 @@ impl Facts {
             poisoned: detection.poisoned as u64,
             transport: word.into(),
             transport_detail: detail,
-            agent_id: credentials.as_ref().map_or_else(String::new, |credentials| credentials.agent.to_string()),
+            agent_id: credentials
+                .as_ref()
+                .map_or_else(String::new, |credentials| credentials.agent.to_string()),
             certificate_expires_unix_s: credentials.map_or(0, |credentials| credentials.expires_unix_s),
             outbox_events: figures.events,
             outbox_bytes: figures.bytes,
@@ -348,7 +373,12 @@ fn words(state: &State) -> (&'static str, String) {
 }
 
 /// Answers `vidette-agent status` on a thread of its own.
-fn answer(facts: Facts, transport: watch::Receiver<State>, folder: PathBuf, stop: Stop) -> anyhow::Result<JoinHandle<()>> {
+fn answer(
+    facts: Facts,
+    transport: watch::Receiver<State>,
+    folder: PathBuf,
+    stop: Stop,
+) -> anyhow::Result<JoinHandle<()>> {
     let socket = status::listen(&folder)?;
     Ok(std::thread::Builder::new().name("status".into()).spawn(move || {
         status::serve(&socket, &folder, &stop, || facts.report(&transport.borrow().clone()));
@@ -372,7 +402,11 @@ pub struct Watch {
 ///
 /// # Errors
 /// What could not be started, or what `show` says.
-pub fn watch(watch: &Watch, stop: &Stop, mut show: impl FnMut(&wire::Event) -> anyhow::Result<()>) -> anyhow::Result<()> {
+pub fn watch(
+    watch: &Watch,
+    stop: &Stop,
+    mut show: impl FnMut(&wire::Event) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let host = Host::read();
     let counters = Arc::new(Counters::default());
     let (observe, observations) = bounded(OBSERVATIONS_QUEUE_MAX);
@@ -384,7 +418,8 @@ pub fn watch(watch: &Watch, stop: &Stop, mut show: impl FnMut(&wire::Event) -> a
         rules: watch.rules.clone(),
         ..Config::of_defaults()
     };
-    let detection = detection::start(detection_config(&config, &host)?, counters.clone(), observations, emit)?;
+    let detection =
+        detection::start(detection_config(&config, &host)?, counters.clone(), observations, emit)?;
     let sensors = sensors::start(sensors_config(&config), counters, observe)?;
     tracing::info!(level = sensors.level().name(), reason = sensors.reason(), "watching; end it with Ctrl-C");
     let result = loop {

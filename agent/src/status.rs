@@ -76,7 +76,8 @@ pub fn listen(folder: &Path) -> anyhow::Result<UnixListener> {
     {
         return Err(error).with_context(|| format!("could not replace {}", path.display()));
     }
-    let listener = UnixListener::bind(&path).with_context(|| format!("could not listen on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(&path).with_context(|| format!("could not listen on {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
     listener.set_nonblocking(true)?;
     Ok(listener)

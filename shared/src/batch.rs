@@ -116,7 +116,8 @@ mod tests {
 
     #[test]
     fn a_batch_that_lies_is_refused() {
-        let lies: [(&str, fn(&mut Batch)); 8] = [
+        type Lie = fn(&mut Batch);
+        let lies: [(&str, Lie); 8] = [
             ("class", |b| b.class = 9),
             ("count", |b| b.count = 3),
             ("nothing", |b| b.count = 0),

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod crash;
+mod delivery;
 mod hostile_names;
 mod names_end_to_end;
 mod rules;

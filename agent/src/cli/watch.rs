@@ -48,7 +48,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         rules: args.rules.clone(),
     };
     pipeline::watch(&watch, &stop, |event| {
-        if args.alerts && matches!(event.kind, Some(Kind::File(_) | Kind::Process(_))) || !concerns(&paths, event) {
+        if args.alerts && matches!(event.kind, Some(Kind::File(_) | Kind::Process(_)))
+            || !concerns(&paths, event)
+        {
             return Ok(());
         }
         let text = if args.json {

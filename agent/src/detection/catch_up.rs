@@ -9,8 +9,8 @@ use crate::sensors::{Observation, OpenFile};
 use crate::stop::Stop;
 use crate::sys::filesystem;
 use crossbeam_channel::{Sender, TrySendError};
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, openat, statat};
 use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, openat, statat};
 use std::collections::HashSet;
 use std::time::Duration;
 use vidette_protocol::wire;
@@ -20,10 +20,16 @@ const DEPTH_MAX: usize = 200;
 /// How long to wait before asking again for room in the queue.
 const ROOM_WAIT: Duration = Duration::from_millis(5);
 
-const FOLDER_FLAGS: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
-const FILE_FLAGS: OFlags =
-    OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+const FOLDER_FLAGS: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NONBLOCK);
+const FILE_FLAGS: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOCTTY);
 
 /// Where to look, and for what.
 #[derive(Debug, Clone)]
@@ -60,7 +66,8 @@ impl CatchUp {
     /// Walks all roots once, on the caller's thread.
     #[must_use]
     pub fn run(&self, out: &Sender<Observation>, stop: &Stop) -> Summary {
-        let mut walk = Walk { catch_up: self, out, stop, summary: Summary::default(), visited: HashSet::new() };
+        let mut walk =
+            Walk { catch_up: self, out, stop, summary: Summary::default(), visited: HashSet::new() };
         for root in &self.roots {
             walk.root(root);
         }
@@ -112,7 +119,9 @@ impl Walk<'_> {
                     let device = level.device;
                     let folder = openat(&level.folder, name, FOLDER_FLAGS, Mode::empty());
                     match folder {
-                        Ok(folder) if levels.len() < DEPTH_MAX => self.enter(&mut levels, folder, path, Some(device)),
+                        Ok(folder) if levels.len() < DEPTH_MAX => {
+                            self.enter(&mut levels, folder, path, Some(device))
+                        }
                         Ok(_) | Err(_) => self.summary.unreadable += 1,
                     }
                 }
@@ -154,8 +163,12 @@ impl Walk<'_> {
             return;
         };
         let file = OpenFile { descriptor, path, deleted: false };
-        let mut observation =
-            Observation::FileWritten { file, process: None, trigger: wire::Trigger::Sweep, at: Moment::now() };
+        let mut observation = Observation::FileWritten {
+            file,
+            process: None,
+            trigger: wire::Trigger::Sweep,
+            at: Moment::now(),
+        };
         loop {
             match self.out.try_send(observation) {
                 Ok(()) => {
@@ -205,7 +218,8 @@ mod tests {
             .try_iter()
             .map(|observation| match observation {
                 Observation::FileWritten { file, trigger: wire::Trigger::Sweep, .. } => {
-                    String::from_utf8_lossy(file.path.rsplit(|byte| *byte == b'/').next().unwrap()).into_owned()
+                    String::from_utf8_lossy(file.path.rsplit(|byte| *byte == b'/').next().unwrap())
+                        .into_owned()
                 }
                 other => panic!("{other:?}"),
             })
@@ -227,7 +241,8 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", folder.path().join("link")).unwrap();
         let root = folder.path().canonicalize().unwrap().as_os_str().as_bytes().to_vec();
         let exclude = vec![joined(&root, b"left-out")];
-        let (names, summary) = found(&CatchUp { roots: vec![root.clone()], exclude: exclude.clone(), since_unix_ns });
+        let (names, summary) =
+            found(&CatchUp { roots: vec![root.clone()], exclude: exclude.clone(), since_unix_ns });
         assert_eq!(names, ["new"]);
         assert_eq!(summary, Summary { files: 2, changed: 1, unreadable: 0, cut_short: false });
         assert_eq!(found(&CatchUp { roots: vec![root], exclude, since_unix_ns: 0 }).0, ["new", "old"]);

@@ -84,7 +84,8 @@ impl Lost {
         let table = class.name();
         // Only a gap's body says something that is needed.
         let body = if rank == Rank::Gap { "body" } else { "NULL" };
-        let sql = format!("SELECT seq, created, length(body), {body} FROM {table} WHERE rank = ? ORDER BY seq");
+        let sql =
+            format!("SELECT seq, created, length(body), {body} FROM {table} WHERE rank = ? ORDER BY seq");
         let mut select = connection.prepare_cached(&sql)?;
         let mut rows = select.query([rank as i64])?;
         let mut last = None;

@@ -5,8 +5,8 @@
 use prost::Message;
 use vidette_protocol::check;
 use vidette_protocol::limits::{
-    ARGS_BYTES_MAX, ARGS_MAX, EVENT_BYTES_MAX, LIST_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, PATTERN_DATA_BYTES_MAX,
-    PATTERNS_MAX, RULES_MAX, TEXT_BYTES_MAX,
+    ARGS_BYTES_MAX, ARGS_MAX, EVENT_BYTES_MAX, LIST_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX,
+    PATTERN_DATA_BYTES_MAX, PATTERNS_MAX, RULES_MAX, TEXT_BYTES_MAX,
 };
 use vidette_protocol::wire::{self, event::Kind};
 
@@ -23,7 +23,11 @@ pub fn encode(mut event: wire::Event) -> Result<Vec<u8>, usize> {
         shrink(&mut event);
     }
     let bytes = event.encoded_len();
-    if bytes > EVENT_BYTES_MAX || check::event(&event).is_err() { Err(bytes) } else { Ok(event.encode_to_vec()) }
+    if bytes > EVENT_BYTES_MAX || check::event(&event).is_err() {
+        Err(bytes)
+    } else {
+        Ok(event.encode_to_vec())
+    }
 }
 
 fn cut(event: &mut wire::Event) {
@@ -149,7 +153,8 @@ mod tests {
     #[test]
     fn the_largest_detection_fits_after_cutting() {
         let long = "é".repeat(9000);
-        let pattern = wire::PatternMatch { identifier: long.clone(), data: vec![1; 9000], ..Default::default() };
+        let pattern =
+            wire::PatternMatch { identifier: long.clone(), data: vec![1; 9000], ..Default::default() };
         let rule = wire::RuleMatch {
             name: long.clone(),
             namespace: long.clone(),
@@ -170,7 +175,8 @@ mod tests {
             file: Some(file),
             ..Default::default()
         };
-        let bytes = encode(wire::Event { kind: Some(Kind::Detection(detection)), ..Default::default() }).unwrap();
+        let bytes =
+            encode(wire::Event { kind: Some(Kind::Detection(detection)), ..Default::default() }).unwrap();
         let event = wire::Event::decode(bytes.as_slice()).unwrap();
         check::event(&event).unwrap();
         let Some(Kind::Detection(detection)) = event.kind else { panic!("it is a detection") };

@@ -193,7 +193,9 @@ impl Db {
         tracing::warn!(file = %aside.display(), reason, "the outbox was set aside: a new one takes over");
         let mut db = match file::look(&path)? {
             Found::Ours(connection) | Found::New(connection) => make(connection)?,
-            Found::Unusable { reason, .. } => anyhow::bail!("{} can't be made anew: {reason}", path.display()),
+            Found::Unusable { reason, .. } => {
+                anyhow::bail!("{} can't be made anew: {reason}", path.display())
+            }
         };
         db.take_over(&aside, &reason, ours)?;
         Ok(db)
@@ -201,8 +203,16 @@ impl Db {
 
     fn with(connection: Connection, path: &Path, bytes_max: u64, host: Host) -> rusqlite::Result<Self> {
         let path = path.to_path_buf();
-        let mut db =
-            Self { connection, path, host, bytes_max, epoch: 0, bytes: 0, events: 0, tally: Tally::default() };
+        let mut db = Self {
+            connection,
+            path,
+            host,
+            bytes_max,
+            epoch: 0,
+            bytes: 0,
+            events: 0,
+            tally: Tally::default(),
+        };
         db.load()?;
         db.state()?; // reads every table that is needed
         db.oldest()?;
@@ -263,7 +273,8 @@ impl Db {
     /// # Errors
     /// SQLite's.
     pub fn state(&self) -> rusqlite::Result<State> {
-        let classes = Class::ALL.into_iter().map(|class| self.class_state(class)).collect::<rusqlite::Result<_>>()?;
+        let classes =
+            Class::ALL.into_iter().map(|class| self.class_state(class)).collect::<rusqlite::Result<_>>()?;
         Ok(State { epoch: self.epoch, classes })
     }
 
@@ -281,7 +292,9 @@ impl Db {
             Work::SetAside { class, epoch, first, last, code, reason } if *epoch == self.epoch => {
                 self.set_aside(*class, *first, *last, *code, reason, now)
             }
-            Work::Restored { class, epoch, durable } if *epoch == self.epoch => self.restored(*class, *durable, now),
+            Work::Restored { class, epoch, durable } if *epoch == self.epoch => {
+                self.restored(*class, *durable, now)
+            }
             Work::Forget { .. } | Work::SetAside { .. } | Work::Restored { .. } => Ok(Answer::Done), // of an old epoch
             Work::NewEpoch => self.new_epoch(now),
         }
@@ -319,8 +332,17 @@ impl Db {
             Err(bytes) => {
                 tracing::error!(bytes, %class, "an event is beyond its limits and was dropped: report this");
                 self.tally.lost += 1;
-                let detail = format!("an event of class {class} is {bytes} bytes long or beyond another limit");
-                self.gap(wire::Gap { reason: wire::GapReason::OutboxBound as i32, count: Some(1), detail, ..at(now) }, now)
+                let detail =
+                    format!("an event of class {class} is {bytes} bytes long or beyond another limit");
+                self.gap(
+                    wire::Gap {
+                        reason: wire::GapReason::OutboxBound as i32,
+                        count: Some(1),
+                        detail,
+                        ..at(now)
+                    },
+                    now,
+                )
             }
         }
     }
@@ -354,8 +376,10 @@ impl Db {
             .query_row([table], |row| row.get(0))
             .optional()?;
         let last = u64::try_from(last.unwrap_or(0)).unwrap_or(0);
-        let first: Option<u64> =
-            self.connection.prepare_cached(&format!("SELECT min(seq) FROM {table}"))?.query_row([], |row| row.get(0))?;
+        let first: Option<u64> = self
+            .connection
+            .prepare_cached(&format!("SELECT min(seq) FROM {table}"))?
+            .query_row([], |row| row.get(0))?;
         let acked = self.acked(class)?;
         Ok(ClassState { class, acked, first_unacked: first.unwrap_or(last + 1), last })
     }
@@ -366,7 +390,8 @@ impl Db {
     }
 
     fn set_acked(&self, class: Class, seq: u64) -> rusqlite::Result<()> {
-        let mut insert = self.connection.prepare_cached("INSERT OR REPLACE INTO acked (class, seq) VALUES (?, ?)")?;
+        let mut insert =
+            self.connection.prepare_cached("INSERT OR REPLACE INTO acked (class, seq) VALUES (?, ?)")?;
         insert.execute(params![class.to_wire(), seq]).map(drop)
     }
 
@@ -375,7 +400,8 @@ impl Db {
         let mut run = Run { epoch: self.epoch, first_seq: from, skipped: 0, events: Vec::new() };
         let sql = format!("SELECT seq, body FROM {} WHERE seq >= ? ORDER BY seq LIMIT ?", class.name());
         let mut select = self.connection.prepare_cached(&sql)?;
-        let mut rows = select.query(params![i64::try_from(from).unwrap_or(i64::MAX), BATCH_EVENTS_MAX as i64])?;
+        let mut rows =
+            select.query(params![i64::try_from(from).unwrap_or(i64::MAX), BATCH_EVENTS_MAX as i64])?;
         let mut bytes = 0;
         while let Some(row) = rows.next()? {
             let seq: u64 = row.get(0)?;
@@ -405,9 +431,12 @@ impl Db {
 
     fn delete(&mut self, class: Class, first: u64, last: u64) -> rusqlite::Result<u64> {
         let table = class.name();
-        let sum = format!("SELECT count(*), coalesce(sum(length(body)), 0) FROM {table} WHERE seq BETWEEN ? AND ?");
-        let (events, bytes): (u64, u64) =
-            self.connection.prepare_cached(&sum)?.query_row([first, last], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let sum =
+            format!("SELECT count(*), coalesce(sum(length(body)), 0) FROM {table} WHERE seq BETWEEN ? AND ?");
+        let (events, bytes): (u64, u64) = self
+            .connection
+            .prepare_cached(&sum)?
+            .query_row([first, last], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let sql = format!("DELETE FROM {table} WHERE seq BETWEEN ? AND ?");
         self.connection.prepare_cached(&sql)?.execute([first, last])?;
         self.freed(events, bytes);
@@ -420,7 +449,13 @@ impl Db {
     }
 
     fn set_aside(
-        &mut self, class: Class, first: u64, last: u64, code: i32, reason: &str, now: Moment,
+        &mut self,
+        class: Class,
+        first: u64,
+        last: u64,
+        code: i32,
+        reason: &str,
+        now: Moment,
     ) -> rusqlite::Result<Answer> {
         let last = last.min(self.class_state(class)?.last);
         let sql = format!(
@@ -439,7 +474,9 @@ impl Db {
         }
         self.tally.set_aside += count;
         let mut detail = format!("refused by the collector: {reason}");
-        detail.truncate((0..=TEXT_BYTES_MAX.min(detail.len())).rev().find(|&n| detail.is_char_boundary(n)).unwrap_or(0));
+        detail.truncate(
+            (0..=TEXT_BYTES_MAX.min(detail.len())).rev().find(|&n| detail.is_char_boundary(n)).unwrap_or(0),
+        );
         let gap = wire::Gap {
             reason: wire::GapReason::Poison as i32,
             count: Some(count),
@@ -504,7 +541,9 @@ impl Db {
             old = seq;
             self.connection.prepare_cached(&update)?.execute([new, old])?;
         }
-        self.connection.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", params![new, table]).map(drop)
+        self.connection
+            .execute("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", params![new, table])
+            .map(drop)
     }
 
     fn hold_bound(&mut self, now: Moment) -> rusqlite::Result<()> {

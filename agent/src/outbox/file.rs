@@ -45,13 +45,12 @@ pub enum Found {
 /// # Errors
 /// When it can't be made or its mode can't be set.
 pub fn prepare_folder(folder: &Path) -> anyhow::Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .with_context(|| format!("could not make the state folder {}: create it or set another", folder.display()))?;
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
-        .with_context(|| format!("could not make {} private: it must belong to the agent's user", folder.display()))
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(|| {
+        format!("could not make the state folder {}: create it or set another", folder.display())
+    })?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).with_context(|| {
+        format!("could not make {} private: it must belong to the agent's user", folder.display())
+    })
 }
 
 /// Opens what is at `path`, whatever it is, and looks at it.
@@ -68,10 +67,11 @@ pub fn look(path: &Path) -> anyhow::Result<Found> {
     }
     match inspect(path) {
         Ok(found) => Ok(found),
-        Err(error) if is_damage(&error) => Ok(Found::Unusable { reason: format!("it is damaged: {error}"), ours: true }),
-        Err(error) => {
-            Err(error).with_context(|| format!("could not open {}: check its owner and free space", path.display()))
+        Err(error) if is_damage(&error) => {
+            Ok(Found::Unusable { reason: format!("it is damaged: {error}"), ours: true })
         }
+        Err(error) => Err(error)
+            .with_context(|| format!("could not open {}: check its owner and free space", path.display())),
     }
 }
 
@@ -105,8 +105,9 @@ pub fn set_aside(path: &Path) -> anyhow::Result<PathBuf> {
         }
     }
     let target = damaged_path(path, number);
-    fs::rename(path, &target)
-        .with_context(|| format!("could not rename {} to {}: rename or delete it", path.display(), target.display()))?;
+    fs::rename(path, &target).with_context(|| {
+        format!("could not rename {} to {}: rename or delete it", path.display(), target.display())
+    })?;
     for (from, to) in companions(path).into_iter().zip(companions(&target)).skip(1) {
         let _ = fs::rename(from, to); // most of the time there is none
     }
@@ -119,7 +120,9 @@ pub fn set_aside(path: &Path) -> anyhow::Result<PathBuf> {
 /// Whether an error says that the file itself is broken, so that no retry can help.
 #[must_use]
 pub fn is_damage(error: &rusqlite::Error) -> bool {
-    use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, QueryReturnedNoRows, Utf8Error};
+    use rusqlite::Error::{
+        FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, QueryReturnedNoRows, Utf8Error,
+    };
     match error {
         rusqlite::Error::SqliteFailure(code, text) => {
             use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
@@ -130,7 +133,11 @@ pub fn is_damage(error: &rusqlite::Error) -> bool {
                 || (code.code == rusqlite::ErrorCode::Unknown
                     && text.as_deref().is_some_and(|t| t.contains("no such") || t.contains("malformed") || t.contains("unsupported")))
         }
-        FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | QueryReturnedNoRows | Utf8Error(..) => true,
+        FromSqlConversionFailure(..)
+        | IntegralValueOutOfRange(..)
+        | InvalidColumnType(..)
+        | QueryReturnedNoRows
+        | Utf8Error(..) => true,
         other => matches!(other, rusqlite::Error::SqlInputError { .. }),
     }
 }
@@ -141,7 +148,8 @@ pub fn is_damage(error: &rusqlite::Error) -> bool {
 /// SQLite's.
 pub fn connect(path: &Path) -> rusqlite::Result<Connection> {
     // No URI: a path with `?mode=` is only a name.
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(BUSY_WAIT_MAX)?;
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
@@ -161,7 +169,7 @@ fn inspect(path: &Path) -> rusqlite::Result<Found> {
     if !is_new && id != APPLICATION_ID {
         return Ok(Found::Unusable { reason: "it is the database of another program".into(), ours: false });
     }
-    if version > SCHEMA_VERSION || version < 0 {
+    if !(0..=SCHEMA_VERSION).contains(&version) {
         let reason = format!("its schema {version} is newer than {SCHEMA_VERSION}, which this version knows");
         return Ok(Found::Unusable { reason, ours: true });
     }
@@ -186,7 +194,8 @@ fn make_durable(db: &Connection) -> rusqlite::Result<()> {
 
 /// SQLite gives its companions the mode of the database, so the database is made first, with ours.
 fn make_private(path: &Path) -> anyhow::Result<()> {
-    let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NONBLOCK).bits();
+    let flags =
+        (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NONBLOCK).bits();
     let flags = i32::try_from(flags).unwrap_or(0);
     let file = OpenOptions::new()
         .read(true)
@@ -200,8 +209,9 @@ fn make_private(path: &Path) -> anyhow::Result<()> {
     if !file.metadata().is_ok_and(|data| data.is_file()) {
         bail!("{} is not a regular file: move it away", path.display());
     }
-    file.set_permissions(fs::Permissions::from_mode(0o600))
-        .with_context(|| format!("could not make {} private: it must belong to the agent's user", path.display()))
+    file.set_permissions(fs::Permissions::from_mode(0o600)).with_context(|| {
+        format!("could not make {} private: it must belong to the agent's user", path.display())
+    })
 }
 
 fn damaged_path(path: &Path, number: u32) -> PathBuf {

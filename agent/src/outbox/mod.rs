@@ -104,7 +104,11 @@ struct Shared {
 ///
 /// # Errors
 /// When the folder can't be used: not writable, no space.
-pub fn start(config: Config, counters: Arc<Counters>, input: Receiver<wire::Event>) -> anyhow::Result<Outbox> {
+pub fn start(
+    config: Config,
+    counters: Arc<Counters>,
+    input: Receiver<wire::Event>,
+) -> anyhow::Result<Outbox> {
     let db = Db::open(&config.folder, config.bytes_max, config.host.clone(), None)?;
     let state = db.state().context("could not read the outbox that was just opened")?;
     let (events, bytes) = db.waiting();
@@ -182,7 +186,13 @@ impl Handle {
     /// # Errors
     /// As [`Handle::state`].
     pub async fn set_aside(
-        &self, class: Class, epoch: u64, first: u64, last: u64, code: i32, reason: &str,
+        &self,
+        class: Class,
+        epoch: u64,
+        first: u64,
+        last: u64,
+        code: i32,
+        reason: &str,
     ) -> anyhow::Result<()> {
         let reason = reason.to_owned();
         self.ask(Work::SetAside { class, epoch, first, last, code, reason }).await.map(drop)
@@ -252,3 +262,7 @@ impl Shared {
         *self.figures.lock().unwrap_or_else(PoisonError::into_inner) = (events, bytes, oldest);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

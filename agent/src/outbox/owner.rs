@@ -52,8 +52,12 @@ struct Trouble {
 
 impl Owner {
     pub(super) fn new(
-        config: Config, counters: Arc<Counters>, shared: Arc<Shared>, input: Receiver<wire::Event>,
-        requests: Receiver<Request>, db: Db,
+        config: Config,
+        counters: Arc<Counters>,
+        shared: Arc<Shared>,
+        input: Receiver<wire::Event>,
+        requests: Receiver<Request>,
+        db: Db,
     ) -> Self {
         Self {
             config,
@@ -82,7 +86,10 @@ impl Owner {
             }
             let tries = self.trouble.as_ref().map_or(0, |trouble| trouble.tries);
             if (self.stop || !self.input_open) && tries >= LAST_TRIES_MAX {
-                tracing::error!(events = self.events.len(), "the outbox can't be written at the end: these are lost");
+                tracing::error!(
+                    events = self.events.len(),
+                    "the outbox can't be written at the end: these are lost"
+                );
                 return;
             }
         }
@@ -133,7 +140,8 @@ impl Owner {
         }
         while self.input_open && self.events.len() < GROUP_EVENTS_MAX {
             let pause = until.saturating_duration_since(Instant::now());
-            let pause = if self.waiting.is_empty() && !self.events.is_empty() { pause } else { Duration::ZERO };
+            let pause =
+                if self.waiting.is_empty() && !self.events.is_empty() { pause } else { Duration::ZERO };
             match self.input.recv_timeout(pause) {
                 Ok(event) => self.events.push(event),
                 Err(RecvTimeoutError::Timeout) => break,
@@ -169,8 +177,8 @@ impl Owner {
                 self.counters.outbox_lost_bound.add(tally.lost);
                 self.counters.outbox_acked.add(tally.acked);
                 self.counters.outbox_set_aside.add(tally.set_aside);
-                self.answer(answers);
                 self.publish();
+                self.answer(answers);
                 self.trouble = None;
             }
             Err(error) => {
@@ -217,7 +225,12 @@ impl Owner {
 
     fn reopen(&mut self) {
         let suspect = self.trouble.as_ref().and_then(|trouble| trouble.suspect.clone());
-        match Db::open(&self.config.folder, self.config.bytes_max, self.config.host.clone(), suspect.as_deref()) {
+        match Db::open(
+            &self.config.folder,
+            self.config.bytes_max,
+            self.config.host.clone(),
+            suspect.as_deref(),
+        ) {
             Ok(db) => {
                 self.db = Some(db);
                 self.report_recovery();

@@ -51,7 +51,11 @@ pub fn read(path: &Path, bytes_max: u64) -> Vec<Saved> {
 }
 
 fn walk(
-    connection: &Connection, class: Class, direction: &str, saved: &mut BTreeMap<i64, Saved>, left: &mut u64,
+    connection: &Connection,
+    class: Class,
+    direction: &str,
+    saved: &mut BTreeMap<i64, Saved>,
+    left: &mut u64,
 ) -> rusqlite::Result<()> {
     let sql = format!("SELECT seq, created, body FROM {} ORDER BY seq {direction}", class.name());
     let mut select = connection.prepare(&sql)?;
@@ -82,5 +86,10 @@ fn take(class: Class, row: &Row<'_>) -> Option<Saved> {
     }
     let event = wire::Event::decode(body).ok()?;
     check::event(&event).ok()?;
-    (Class::of(&event) == Some(class)).then(|| Saved { class, rank: Rank::of(&event), created, body: body.to_vec() })
+    (Class::of(&event) == Some(class)).then(|| Saved {
+        class,
+        rank: Rank::of(&event),
+        created,
+        body: body.to_vec(),
+    })
 }

@@ -5,8 +5,20 @@ use rustix::fd::AsFd;
 /// Local file systems that can be written, by `f_type`: ext, xfs, btrfs, f2fs, tmpfs, overlay, FAT, exFAT,
 /// NTFS, ZFS, bcachefs, ramfs, squashfs and erofs under an overlay.
 const LOCAL: [u64; 14] = [
-    0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994, 0x794c_7630, 0x4d44, 0x2011_bab0, 0x7366_746e,
-    0x2fc1_2fc1, 0xca45_1a4e, 0x8584_58f6, 0x7371_7368, 0xe0f5_e1e2,
+    0xef53,
+    0x5846_5342,
+    0x9123_683e,
+    0xf2f5_2010,
+    0x0102_1994,
+    0x794c_7630,
+    0x4d44,
+    0x2011_bab0,
+    0x7366_746e,
+    0x2fc1_2fc1,
+    0xca45_1a4e,
+    0x8584_58f6,
+    0x7371_7368,
+    0xe0f5_e1e2,
 ];
 
 /// Whether the open folder lies on one of them. What is unknown, remote or made by a program is not.

@@ -169,14 +169,19 @@ impl Lane {
     pub fn nack(&mut self, expected: u64, now: Instant) -> Result<(), String> {
         let class = self.class;
         if expected > self.sent_last.saturating_add(1) {
-            return Err(format!("the collector expects {class} {expected}, sent were {} at most", self.sent_last));
+            return Err(format!(
+                "the collector expects {class} {expected}, sent were {} at most",
+                self.sent_last
+            ));
         }
         if expected <= self.acked {
             return Err(format!("the collector expects {class} {expected}, which it had acknowledged"));
         }
         self.nacks += 1;
         if self.nacks > NACKS_MAX {
-            return Err(format!("the collector asked {NACKS_MAX} times for {class} {expected} and took nothing"));
+            return Err(format!(
+                "the collector asked {NACKS_MAX} times for {class} {expected} and took nothing"
+            ));
         }
         self.go_back(expected, now);
         Ok(())

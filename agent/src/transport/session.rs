@@ -8,11 +8,11 @@
 use super::lane::{Lane, Want};
 use crate::outbox::{READ_BYTES_MAX, Run, State};
 use std::time::{Duration, Instant};
+use vidette_protocol::PROTOCOL;
 use vidette_protocol::batch;
 use vidette_protocol::id::Class;
 use vidette_protocol::limits::{BATCHES_IN_FLIGHT_MAX, EVENT_BYTES_MAX};
 use vidette_protocol::wire::{self, to_agent, to_collector};
-use vidette_protocol::PROTOCOL;
 
 /// Refusals of one range before it is set aside.
 pub const REFUSALS_MAX: u32 = 3;
@@ -281,7 +281,9 @@ impl Session {
                 let graceful = refuse.code() == wire::RefuseCode::Unspecified;
                 self.close(format!("the collector refused: {} ({code})", short(&refuse.reason)), graceful);
             }
-            (Some(Message::Welcome(welcome)), Stream::Control, Phase::Greeting(_)) => self.welcome(&welcome, now),
+            (Some(Message::Welcome(welcome)), Stream::Control, Phase::Greeting(_)) => {
+                self.welcome(&welcome, now)
+            }
             (Some(Message::Ack(ack)), Stream::Class(class), Phase::Open) => {
                 if self.is_mine(class, ack.class, ack.epoch) {
                     match self.lane(class).ack(ack.seq, now) {
@@ -298,7 +300,9 @@ impl Session {
                     self.close(reason, false);
                 }
             }
-            (Some(Message::Reject(reject)), Stream::Class(class), Phase::Open) => self.reject(class, reject, now),
+            (Some(Message::Reject(reject)), Stream::Class(class), Phase::Open) => {
+                self.reject(class, reject, now)
+            }
             (
                 Some(Message::Welcome(_) | Message::Ack(_) | Message::Nack(_) | Message::Reject(_)) | None,
                 Stream::Control | Stream::Class(_),
@@ -310,11 +314,17 @@ impl Session {
     fn welcome(&mut self, welcome: &wire::Welcome, now: Instant) {
         if welcome.protocol == 0 || welcome.protocol > PROTOCOL {
             let theirs = welcome.protocol;
-            return self.close(format!("the collector speaks protocol {theirs}, this agent {PROTOCOL}: update one"), false);
+            return self.close(
+                format!("the collector speaks protocol {theirs}, this agent {PROTOCOL}: update one"),
+                false,
+            );
         }
         let bytes_max = usize::try_from(welcome.batch_bytes_max).unwrap_or(usize::MAX);
         if bytes_max < EVENT_BYTES_MAX {
-            return self.close(format!("the collector takes batches of {bytes_max} bytes only: too few for one event"), false);
+            return self.close(
+                format!("the collector takes batches of {bytes_max} bytes only: too few for one event"),
+                false,
+            );
         }
         self.bytes_max = READ_BYTES_MAX.min(bytes_max);
         let in_flight = usize::try_from(welcome.batches_in_flight_max).unwrap_or(usize::MAX);
@@ -342,7 +352,10 @@ impl Session {
         let lane = self.lane(class);
         if durable > lane.last() {
             self.out.push(Output::NewEpoch);
-            return self.close(format!("the collector has {class} events up to {durable}, which this outbox never gave"), true);
+            return self.close(
+                format!("the collector has {class} events up to {durable}, which this outbox never gave"),
+                true,
+            );
         }
         if durable < lane.acked() {
             self.out.push(Output::Restored { epoch, class, durable });
@@ -374,7 +387,10 @@ impl Session {
     fn is_mine(&mut self, class: Class, number: i32, epoch: u64) -> bool {
         let mine = number == class.to_wire() && epoch == self.epoch;
         if !mine {
-            self.close(format!("the collector answered on the stream of class {class} for another class or epoch"), false);
+            self.close(
+                format!("the collector answered on the stream of class {class} for another class or epoch"),
+                false,
+            );
         }
         mine
     }

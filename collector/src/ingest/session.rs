@@ -9,7 +9,9 @@ use prost::Message;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use vidette_protocol::id::{AgentId, Class};
-use vidette_protocol::limits::{BATCH_BYTES_MAX, BATCHES_IN_FLIGHT_MAX, EVENT_BYTES_MAX, LIST_MAX, NAME_BYTES_MAX, TEXT_BYTES_MAX};
+use vidette_protocol::limits::{
+    BATCH_BYTES_MAX, BATCHES_IN_FLIGHT_MAX, EVENT_BYTES_MAX, LIST_MAX, NAME_BYTES_MAX, TEXT_BYTES_MAX,
+};
 use vidette_protocol::wire::{self, RefuseCode, RejectCode, to_agent, to_collector};
 use vidette_protocol::{PROTOCOL, batch, check};
 
@@ -211,7 +213,10 @@ impl Session {
 
     fn hello(&mut self, hello: wire::Hello) {
         if hello.protocol == 0 || hello.protocol > PROTOCOL {
-            let reason = format!("protocol {} is not spoken here, only {PROTOCOL}: update the collector", hello.protocol);
+            let reason = format!(
+                "protocol {} is not spoken here, only {PROTOCOL}: update the collector",
+                hello.protocol
+            );
             return self.refuse(RefuseCode::Protocol, reason);
         }
         let names = [&hello.agent_version, &hello.boot_id, &hello.rules_version, &hello.os];
@@ -232,7 +237,10 @@ impl Session {
             || status.counters.len() > LIST_MAX
             || status.health.len() > LIST_MAX
             || status.counters.iter().any(|counter| counter.name.len() > NAME_BYTES_MAX)
-            || status.health.iter().any(|h| h.component.len() > NAME_BYTES_MAX || h.message.len() > TEXT_BYTES_MAX);
+            || status
+                .health
+                .iter()
+                .any(|h| h.component.len() > NAME_BYTES_MAX || h.message.len() > TEXT_BYTES_MAX);
         if long {
             return self.misbehaved("its status is over the limits");
         }
@@ -343,7 +351,9 @@ impl Session {
                 self.nack(class, expected);
             }
             Ok(Committed::Hole { .. }) => {} // of an attempt that was sent back already
-            Err(reason) => self.refuse(RefuseCode::Overloaded, format!("the store can't take events now: {reason}")),
+            Err(reason) => {
+                self.refuse(RefuseCode::Overloaded, format!("the store can't take events now: {reason}"))
+            }
         }
     }
 
@@ -352,7 +362,10 @@ impl Session {
     }
 
     fn refuse(&mut self, code: RefuseCode, mut reason: String) {
-        let end = (0..=TEXT_BYTES_MAX.min(reason.len())).rev().find(|&end| reason.is_char_boundary(end)).unwrap_or(0);
+        let end = (0..=TEXT_BYTES_MAX.min(reason.len()))
+            .rev()
+            .find(|&end| reason.is_char_boundary(end))
+            .unwrap_or(0);
         reason.truncate(end);
         self.phase = Phase::Refused;
         self.out.push(Output::Refuse { code, reason });
@@ -377,11 +390,13 @@ fn examine(class: Class, body: Vec<u8>) -> Result<Received, Refusal> {
     }
     let event = wire::Event::decode(body.as_slice())
         .map_err(|error| Refusal { code: RejectCode::Unreadable, reason: error.to_string() })?;
-    check::event(&event).map_err(|error| Refusal { code: RejectCode::TooLarge, reason: error.to_string() })?;
+    check::event(&event)
+        .map_err(|error| Refusal { code: RejectCode::TooLarge, reason: error.to_string() })?;
     match Class::of(&event) {
-        Some(other) if other != class => {
-            Err(Refusal { code: RejectCode::WrongClass, reason: format!("an event of class {other} among {class}") })
-        }
+        Some(other) if other != class => Err(Refusal {
+            code: RejectCode::WrongClass,
+            reason: format!("an event of class {other} among {class}"),
+        }),
         Some(_) | None => Ok(Received { event, body }),
     }
 }

@@ -59,7 +59,12 @@ impl Db {
     ///
     /// # Errors
     /// One sentence when the folder can't be used, or the newest file is foreign or of a newer version.
-    pub fn open(folder: &Path, retention_days: Option<u32>, memory: Memory, now_unix_ns: i64) -> anyhow::Result<Self> {
+    pub fn open(
+        folder: &Path,
+        retention_days: Option<u32>,
+        memory: Memory,
+        now_unix_ns: i64,
+    ) -> anyhow::Result<Self> {
         file::prepare_folder(folder)?;
         let folder = folder.canonicalize()?; // SQLite's NOFOLLOW refuses links anywhere in a path
         file::remove_drafts(&folder);
@@ -107,7 +112,8 @@ impl Db {
             received: now_unix_ns,
         };
         group.db.execute_batch("BEGIN IMMEDIATE")?;
-        let stored = arrivals.iter().map(|arrival| group.store(arrival)).collect::<rusqlite::Result<Vec<_>>>();
+        let stored =
+            arrivals.iter().map(|arrival| group.store(arrival)).collect::<rusqlite::Result<Vec<_>>>();
         let (moved, next_id, last_lane) = (group.moved, group.next_id, group.last_lane);
         let committed = stored.and_then(|answers| self.connection.execute_batch("COMMIT").map(|()| answers));
         if committed.is_err() {
@@ -172,8 +178,12 @@ impl Db {
         let keep = usize::try_from(days.max(1)).unwrap_or(usize::MAX);
         for old in files.iter().rev().skip(keep) {
             match file::remove(&old.path) {
-                Ok(()) => tracing::info!(file = %old.path.display(), "a day beyond the retention was deleted"),
-                Err(error) => tracing::warn!(file = %old.path.display(), %error, "an old day can't be deleted"),
+                Ok(()) => {
+                    tracing::info!(file = %old.path.display(), "a day beyond the retention was deleted")
+                }
+                Err(error) => {
+                    tracing::warn!(file = %old.path.display(), %error, "an old day can't be deleted")
+                }
             }
         }
     }
@@ -238,7 +248,17 @@ impl Group<'_> {
         for (seq, Received { event, body }) in (first_seq..).zip(arrival.events.iter().skip(repeated)) {
             let (kind, severity) = (kind_number(event.kind.as_ref()), event.severity);
             let (received, happened) = (self.received, event.time_unix_ns);
-            insert.execute(params![self.next_id, lane, seq, received, happened, kind, severity, rules(event.kind.as_ref()), body])?;
+            insert.execute(params![
+                self.next_id,
+                lane,
+                seq,
+                received,
+                happened,
+                kind,
+                severity,
+                rules(event.kind.as_ref()),
+                body
+            ])?;
             *counts.entry((kind, severity)).or_default() += 1;
             self.next_id += 1;
         }
@@ -249,7 +269,13 @@ impl Group<'_> {
                      ON CONFLICT DO UPDATE SET events = events + excluded.events";
         for ((kind, severity), events) in counts {
             let class = arrival.class.to_wire();
-            self.db.prepare_cached(count)?.execute(params![arrival.agent.0, class, kind, severity, events])?;
+            self.db.prepare_cached(count)?.execute(params![
+                arrival.agent.0,
+                class,
+                kind,
+                severity,
+                events
+            ])?;
         }
         Ok(())
     }
@@ -298,7 +324,11 @@ fn open_newest(day: &DayFile) -> Result<Connection, FileError> {
 /// from the damaged file and from the one before, so that what was acknowledged is not taken twice; rows as
 /// far as they can be read, under their old ids.
 fn repair(
-    folder: &Path, days: &[DayFile], memory: &Memory, reason: &str, now_unix_ns: i64,
+    folder: &Path,
+    days: &[DayFile],
+    memory: &Memory,
+    reason: &str,
+    now_unix_ns: i64,
 ) -> anyhow::Result<(Connection, DayFile)> {
     let Some((newest, earlier)) = days.split_last() else { bail!("there is no file to repair") };
     let aside = file::set_aside(&newest.path)?;
@@ -316,7 +346,8 @@ fn repair(
     let saved = salvage::read(&aside);
     merge(&mut marks, saved.marks);
     let highest = saved.rows.last().map_or(0, |row| row.id);
-    let next = if memory.next_id > 0 { memory.next_id } else { known_id.max(highest + 1).saturating_add(ID_JUMP) };
+    let next =
+        if memory.next_id > 0 { memory.next_id } else { known_id.max(highest + 1).saturating_add(ID_JUMP) };
     let first_id = saved.rows.first().map_or(next, |row| row.id.min(next));
     let label = file::label(now_unix_ns).max(newest.label.clone());
     let day = DayFile::new(folder, newest.number + 1, &label);
@@ -375,7 +406,8 @@ pub(super) fn load_marks(db: &Connection) -> rusqlite::Result<Marks> {
     let mut select = db.prepare("SELECT lane, agent, epoch, class, seq FROM lane")?;
     let rows = select.query_map([], |row| {
         let class: i32 = row.get(3)?;
-        let class = Class::from_wire(class).ok_or(rusqlite::Error::IntegralValueOutOfRange(3, class.into()))?;
+        let class =
+            Class::from_wire(class).ok_or(rusqlite::Error::IntegralValueOutOfRange(3, class.into()))?;
         let key = (AgentId(row.get(1)?), row.get::<_, i64>(2)?.cast_unsigned(), class);
         Ok((key, Mark { lane: row.get(0)?, seq: row.get(4)? }))
     })?;

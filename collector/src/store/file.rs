@@ -98,13 +98,12 @@ pub fn label(unix_ns: i64) -> String {
 /// # Errors
 /// When it can't be made or its mode can't be set.
 pub fn prepare_folder(folder: &Path) -> anyhow::Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .with_context(|| format!("could not make the store's folder {}: create it or set another", folder.display()))?;
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
-        .with_context(|| format!("could not make {} private: it must belong to the collector's user", folder.display()))
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(|| {
+        format!("could not make the store's folder {}: create it or set another", folder.display())
+    })?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).with_context(|| {
+        format!("could not make {} private: it must belong to the collector's user", folder.display())
+    })
 }
 
 /// Opens an existing file for writing, after looking at it.
@@ -136,10 +135,12 @@ pub fn open_to_read(path: &Path) -> rusqlite::Result<Connection> {
 /// # Errors
 /// When it can't be written.
 pub fn create(
-    day: &DayFile, fill: impl FnOnce(&Connection) -> rusqlite::Result<()>,
+    day: &DayFile,
+    fill: impl FnOnce(&Connection) -> rusqlite::Result<()>,
 ) -> anyhow::Result<Connection> {
     let draft = draft_path(&day.path);
-    let context = || format!("could not make {}: check the folder's owner and free space", day.path.display());
+    let context =
+        || format!("could not make {}: check the folder's owner and free space", day.path.display());
     let _ = fs::remove_file(&draft); // of a crash
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft).with_context(context)?;
     let write = || {
@@ -170,8 +171,9 @@ pub fn set_aside(path: &Path) -> anyhow::Result<PathBuf> {
         .map(|number| with_suffix(path, &format!(".damaged-{number}")))
         .find(|target| target.symlink_metadata().is_err())
         .context("no name is free for a damaged file")?;
-    fs::rename(path, &target)
-        .with_context(|| format!("could not rename {} to {}: move it away", path.display(), target.display()))?;
+    fs::rename(path, &target).with_context(|| {
+        format!("could not rename {} to {}: move it away", path.display(), target.display())
+    })?;
     for suffix in ["-wal", "-shm"] {
         let _ = fs::rename(with_suffix(path, suffix), with_suffix(&target, suffix)); // often there is none
     }
@@ -212,8 +214,8 @@ pub fn remove_drafts(folder: &Path) {
 #[must_use]
 pub fn is_damage(error: &rusqlite::Error) -> bool {
     use rusqlite::Error::{
-        FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, QueryReturnedNoRows, SqlInputError,
-        SqliteFailure, Utf8Error,
+        FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, QueryReturnedNoRows,
+        SqlInputError, SqliteFailure, Utf8Error,
     };
     match error {
         SqliteFailure(code, text) => {
@@ -262,7 +264,9 @@ fn inspect(path: &Path, whole_check: bool) -> Result<Connection, FileError> {
         return Err(FileError::Damaged(format!("{name} is empty or not a store")));
     }
     if id != APPLICATION_ID {
-        return Err(FileError::Foreign(format!("{name} is the database of another program: move it out of this folder")));
+        return Err(FileError::Foreign(format!(
+            "{name} is the database of another program: move it out of this folder"
+        )));
     }
     if version != SCHEMA_VERSION {
         return Err(FileError::Foreign(format!(
@@ -283,7 +287,8 @@ fn inspect(path: &Path, whole_check: bool) -> Result<Connection, FileError> {
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
     // No URI: a path with `?mode=` is only a name.
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(BUSY_WAIT_MAX)?;
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
@@ -312,7 +317,9 @@ mod tests {
     fn names_are_read_back_and_others_ignored() {
         let day = DayFile::new(Path::new("/x"), 7, "20261121");
         assert_eq!(DayFile::parse(day.path.clone()), Some(day));
-        for name in ["events-1.db", "events-x-20260101.db", "events-1-2026.db", "events-1-20260101.db.damaged-1"] {
+        for name in
+            ["events-1.db", "events-x-20260101.db", "events-1-2026.db", "events-1-20260101.db.damaged-1"]
+        {
             assert_eq!(DayFile::parse(PathBuf::from(name)), None, "{name}");
         }
     }

@@ -18,10 +18,10 @@ pub mod writer;
 pub use crate::ingest::session::{Arrival, Committed, Received};
 pub use reader::{Count, Filter, Reader, Stored};
 
+use crate::ingest::Commits;
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use db::{Db, Memory};
-use crate::ingest::Commits;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -230,3 +230,7 @@ impl Shared {
         self.highest.send_if_modified(|known| std::mem::replace(known, highest) != highest);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -67,6 +67,9 @@ pub struct Count {
     pub events: u64,
 }
 
+/// Agent, class, number of the kind, severity.
+type CountKey = (AgentId, Class, u32, i32);
+
 /// Names of kinds, with their numbers in the contract.
 const KINDS: [(&str, u32); 6] =
     [("detection", 10), ("file", 11), ("process", 12), ("gap", 13), ("health", 14), ("audit", 15)];
@@ -110,7 +113,9 @@ impl Reader {
                 continue; // every id of this day is known to the caller
             }
             let left = limit - found.len();
-            self.in_day(day, |day| day.ascending(id, &filter, left)).into_iter().for_each(|rows| found.extend(rows));
+            self.in_day(day, |day| day.ascending(id, &filter, left))
+                .into_iter()
+                .for_each(|rows| found.extend(rows));
         }
         Ok(found)
     }
@@ -119,7 +124,12 @@ impl Reader {
     ///
     /// # Errors
     /// When the folder can't be read.
-    pub fn page(&mut self, filter: &Filter, before: Option<u64>, limit: usize) -> anyhow::Result<Vec<Stored>> {
+    pub fn page(
+        &mut self,
+        filter: &Filter,
+        before: Option<u64>,
+        limit: usize,
+    ) -> anyhow::Result<Vec<Stored>> {
         let limit = limit.min(PAGE_ROWS_MAX);
         let before = before.unwrap_or(i64::MAX as u64);
         let mut found = Vec::new();
@@ -128,7 +138,9 @@ impl Reader {
             if left == 0 {
                 break;
             }
-            self.in_day(day, |day| day.descending(before, filter, left)).into_iter().for_each(|rows| found.extend(rows));
+            self.in_day(day, |day| day.descending(before, filter, left))
+                .into_iter()
+                .for_each(|rows| found.extend(rows));
         }
         Ok(found)
     }
@@ -151,7 +163,7 @@ impl Reader {
     /// # Errors
     /// When the folder can't be read.
     pub fn counts(&mut self) -> anyhow::Result<Vec<Count>> {
-        let mut sums: BTreeMap<(AgentId, Class, u32, i32), u64> = BTreeMap::new();
+        let mut sums: BTreeMap<CountKey, u64> = BTreeMap::new();
         for day in &self.days()? {
             for (key, events) in self.in_day(day, |day| day.counts()).unwrap_or_default() {
                 *sums.entry(key).or_default() += events;
@@ -165,7 +177,8 @@ impl Reader {
     }
 
     fn days(&mut self) -> anyhow::Result<Vec<DayFile>> {
-        let days = file::list(&self.folder).with_context(|| format!("could not read {}", self.folder.display()))?;
+        let days =
+            file::list(&self.folder).with_context(|| format!("could not read {}", self.folder.display()))?;
         self.open.retain(|path, _| days.iter().any(|day| day.path == *path));
         Ok(days)
     }
@@ -208,7 +221,8 @@ impl Day {
     fn ascending(&mut self, after: u64, filter: &Filter, limit: usize) -> rusqlite::Result<Vec<Stored>> {
         let mut found = Vec::new();
         for class in classes(filter) {
-            let mut rows = self.rows(class, filter, (after.saturating_add(1), i64::MAX as u64), "ASC", limit)?;
+            let mut rows =
+                self.rows(class, filter, (after.saturating_add(1), i64::MAX as u64), "ASC", limit)?;
             found.append(&mut rows);
         }
         found.sort_by_key(|stored| stored.id);
@@ -221,14 +235,22 @@ impl Day {
         let sql = "SELECT min(i), max(a) FROM (SELECT min(id) AS i, max(id) AS a FROM alert
                    UNION ALL SELECT min(id), max(id) FROM telemetry)";
         let sql_range = self.connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let (Some(lowest), Some(highest)): (Option<u64>, Option<u64>) = sql_range else { return Ok(Vec::new()) };
+        let (Some(lowest), Some(highest)): (Option<u64>, Option<u64>) = sql_range else {
+            return Ok(Vec::new());
+        };
         let mut found = Vec::new();
         let mut upper = before.min(highest.saturating_add(1));
         while upper > lowest && found.len() < limit {
             let lower = upper.saturating_sub(WINDOW_ROWS).max(lowest);
             let mut window = Vec::new();
             for class in classes(filter) {
-                window.append(&mut self.rows(class, filter, (lower, upper - 1), "DESC", limit - found.len())?);
+                window.append(&mut self.rows(
+                    class,
+                    filter,
+                    (lower, upper - 1),
+                    "DESC",
+                    limit - found.len(),
+                )?);
             }
             window.sort_by_key(|stored| std::cmp::Reverse(stored.id));
             window.truncate(limit - found.len());
@@ -239,7 +261,12 @@ impl Day {
     }
 
     fn rows(
-        &mut self, class: Class, filter: &Filter, ids: (u64, u64), direction: &str, limit: usize,
+        &mut self,
+        class: Class,
+        filter: &Filter,
+        ids: (u64, u64),
+        direction: &str,
+        limit: usize,
     ) -> rusqlite::Result<Vec<Stored>> {
         let Some((condition, values)) = self.condition(filter)? else { return Ok(Vec::new()) };
         let sql = format!(
@@ -306,11 +333,12 @@ impl Day {
         found.map(|(lane, row)| self.named(lane, row)).transpose()
     }
 
-    fn counts(&mut self) -> rusqlite::Result<Vec<((AgentId, Class, u32, i32), u64)>> {
+    fn counts(&mut self) -> rusqlite::Result<Vec<(CountKey, u64)>> {
         let mut select = self.connection.prepare("SELECT agent, class, kind, severity, events FROM count")?;
         let rows = select.query_map([], |row| {
             let class: i32 = row.get(1)?;
-            let class = Class::from_wire(class).ok_or(rusqlite::Error::IntegralValueOutOfRange(1, class.into()))?;
+            let class =
+                Class::from_wire(class).ok_or(rusqlite::Error::IntegralValueOutOfRange(1, class.into()))?;
             Ok(((AgentId(row.get(0)?), class, row.get(2)?, row.get(3)?), row.get(4)?))
         })?;
         rows.collect()

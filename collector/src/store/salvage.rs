@@ -70,7 +70,8 @@ pub fn raise(marks: &mut Marks, rows: &[SavedRow]) {
 /// SQLite's.
 pub fn write(db: &Connection, rows: &[SavedRow], marks: &Marks) -> rusqlite::Result<()> {
     let known: std::collections::HashSet<i64> = marks.values().map(|mark| mark.lane).collect();
-    let mut run = db.prepare("INSERT OR IGNORE INTO run (lane, first_seq, last_seq, first_id) VALUES (?1, ?2, ?2, ?3)")?;
+    let mut run = db
+        .prepare("INSERT OR IGNORE INTO run (lane, first_seq, last_seq, first_id) VALUES (?1, ?2, ?2, ?3)")?;
     for row in rows.iter().filter(|row| known.contains(&row.lane)) {
         let sql = format!(
             "INSERT INTO {} (id, lane, seq, received, happened, kind, severity, rules, body)
@@ -78,7 +79,15 @@ pub fn write(db: &Connection, rows: &[SavedRow], marks: &Marks) -> rusqlite::Res
             row.class.name()
         );
         db.prepare_cached(&sql)?.execute(params![
-            row.id, row.lane, row.seq, row.received, row.happened, row.kind, row.severity, row.rules, row.body
+            row.id,
+            row.lane,
+            row.seq,
+            row.received,
+            row.happened,
+            row.kind,
+            row.severity,
+            row.rules,
+            row.body
         ])?;
         run.execute(params![row.lane, row.seq, row.id])?;
     }
@@ -94,7 +103,10 @@ pub fn write(db: &Connection, rows: &[SavedRow], marks: &Marks) -> rusqlite::Res
 }
 
 fn walk(
-    connection: &Connection, class: Class, direction: &str, saved: &mut BTreeMap<u64, SavedRow>,
+    connection: &Connection,
+    class: Class,
+    direction: &str,
+    saved: &mut BTreeMap<u64, SavedRow>,
 ) -> rusqlite::Result<()> {
     let sql = format!(
         "SELECT id, lane, seq, received, happened, kind, severity, rules, body FROM {} ORDER BY id {direction}",

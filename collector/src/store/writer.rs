@@ -102,6 +102,9 @@ impl Writer {
     }
 
     fn give_up(&mut self, reason: &str) {
+        if self.db.is_err() {
+            return; // its memory and the time of the first failure have to stay
+        }
         let failed = Err((Memory::default(), Instant::now(), reason.to_owned()));
         if let Ok(db) = std::mem::replace(&mut self.db, failed) {
             tracing::error!(reason, "the store can't be written: agents keep their events; check free space");

@@ -107,7 +107,10 @@ fn build() -> anyhow::Result<()> {
     // Some build scripts look at what `cargo run` sets for us, and would build again because of it.
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|start| text.starts_with(start)) {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"]
+            .iter()
+            .any(|start| text.starts_with(start))
+        {
             command.env_remove(&name);
         }
     }

@@ -3,7 +3,8 @@
 use prost::Message;
 use std::cell::Cell;
 use std::path::Path;
-use vidette_collector::store::{self, Arrival, Arrived, Committed, Handle, Store};
+use vidette_collector::ingest::session::{Arrival, Received};
+use vidette_collector::store::{self, Committed, Handle, Store};
 use vidette_protocol::id::{AgentId, Class, EventId};
 use vidette_protocol::wire;
 
@@ -29,7 +30,8 @@ impl Events {
     /// So many detections on `web-1`, severity high, numbered on; they are committed when this returns.
     pub(crate) fn append(&self, count: u64) {
         let event = detection();
-        let events = (0..count).map(|_| Arrived::new(event.encode_to_vec(), &event)).collect();
+        let events =
+            (0..count).map(|_| Received { event: event.clone(), body: event.encode_to_vec() }).collect();
         let first_seq = self.last.get() + 1;
         let arrival =
             Arrival { agent: AgentId([5; 16]), epoch: 1, class: Class::Alert, first_seq, skipped: 0, events };

@@ -72,8 +72,9 @@ fn demo(args: &Args) -> anyhow::Result<bool> {
     let full = level == "full";
     let expected = write_samples(&watched, full)?;
     let mut alerts = collect(&mut follow, &expected, true)?;
-    let first_line = messages.recv_timeout(PATIENCE).context("no message reached the syslog receiver")?;
-    println!("\n  the first of them, as the syslog receiver got it:\n    {}", terminal(&first_line.raw));
+    let mut received = Received::default();
+    let first = received.wait(&messages, 1).context("no detection reached the syslog receiver")?;
+    println!("\n  the first of them, as the syslog receiver got it:\n    {}", terminal(&first));
 
     step(&format!("writing {MEASURED} more, to measure the latency"));
     let measured = write_measured(&watched)?;
@@ -85,7 +86,7 @@ fn demo(args: &Args) -> anyhow::Result<bool> {
         expected: expected.len() + measured.len(),
         latencies_ms: alerts.values().copied().collect(),
         unexpected,
-        messages: 1 + count_messages(&messages, alerts.len().saturating_sub(1)),
+        messages: received.count(&messages, alerts.len()),
         events: events(&collector)?,
         agent_bytes: memory_bytes(agent_process),
         worker_bytes: worker(&agent).map_or(0, memory_bytes),
@@ -278,15 +279,32 @@ fn now_ns() -> i128 {
     jiff::Timestamp::now().as_nanosecond()
 }
 
-/// Waits for the messages that must reach the receiver, and counts them.
-fn count_messages(messages: &Receiver<syslog::Message>, expected: usize) -> usize {
-    let end = Instant::now() + PATIENCE;
-    let mut detections = 0;
-    while detections < expected {
-        let Ok(message) = messages.recv_timeout(end.saturating_duration_since(Instant::now())) else { break };
-        detections += usize::from(message.message_id == "detection");
+/// Detections that the syslog receiver got, each by its event id.
+#[derive(Default)]
+struct Received {
+    ids: BTreeSet<String>,
+    last: Vec<u8>,
+}
+
+impl Received {
+    /// Waits until there are so many; gives the last of them.
+    fn wait(&mut self, messages: &Receiver<syslog::Message>, expected: usize) -> Option<Vec<u8>> {
+        let end = Instant::now() + PATIENCE;
+        while self.ids.len() < expected {
+            let message = messages.recv_timeout(end.saturating_duration_since(Instant::now())).ok()?;
+            if message.message_id == "detection" {
+                let id = message.parameters.into_iter().find(|(name, _)| name == "id");
+                self.ids.insert(id.map(|(_, id)| id).unwrap_or_default());
+                self.last = message.raw;
+            }
+        }
+        Some(self.last.clone())
     }
-    detections
+
+    fn count(&mut self, messages: &Receiver<syslog::Message>, expected: usize) -> usize {
+        let _ = self.wait(messages, expected);
+        self.ids.len()
+    }
 }
 
 fn events(collector: &Collector) -> anyhow::Result<u64> {

@@ -18,7 +18,7 @@ use crate::identity::Identity;
 use crate::ingest::{self, Fleet, Ingest};
 use crate::sinks::Sinks;
 use crate::stop::{self, Stop};
-use crate::store::{self, Handle};
+use crate::store::{self, Handle, Store};
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::io::IsTerminal;
@@ -27,12 +27,15 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
 use vidette_protocol::join::Address;
 
 /// For the sinks to end: their own grace time and then some.
 const SINKS_END_MAX: Duration = Duration::from_secs(10);
 
 /// For the store's last commit.
+/// How often the stages are asked whether they still work.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 const STORE_END_MAX: Duration = Duration::from_secs(5);
 
 /// Runs the collector until it is told to stop, or a stage fails.
@@ -68,7 +71,10 @@ pub async fn run(config: Config, mut stop: Stop) -> anyhow::Result<()> {
     announce(&config, &office);
     let commands = tokio::spawn(server::serve(socket, office, socket_stop));
 
-    stop.wait().await;
+    let failed = tokio::select! {
+        () = stop.wait() => None,
+        name = a_failed_stage(&store, &ingest, &commands) => Some(name),
+    };
     ingest.stop().await;
     sinks_stopper.stop();
     let ending = tokio::task::spawn_blocking(move || sinks.join());
@@ -84,7 +90,25 @@ pub async fn run(config: Config, mut stop: Stop) -> anyhow::Result<()> {
         tracing::warn!("the store was still in use; what it acknowledged is committed");
     }
     tracing::info!("stopped; everything acknowledged is stored");
+    if let Some(name) = failed {
+        bail!("the stage `{name}` failed; what it was doing is in the log above");
+    }
     Ok(())
+}
+
+/// The name of the first stage that ended by itself, which none does unless something broke.
+async fn a_failed_stage(store: &Store, ingest: &Ingest, commands: &JoinHandle<()>) -> &'static str {
+    loop {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        let ended = [
+            ("store", store.is_finished()),
+            ("ingest", ingest.is_finished()),
+            ("commands", commands.is_finished()),
+        ];
+        if let Some((name, _)) = ended.into_iter().find(|(_, ended)| *ended) {
+            return name;
+        }
+    }
 }
 
 /// Makes the state folder, or checks it: ours, and closed to everybody else.

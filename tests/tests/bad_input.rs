@@ -126,7 +126,8 @@ fn a_port_that_is_taken_and_a_state_that_is_in_use_are_named() {
     let output =
         call("vidette", &["serve", "--state", &text(&folder.path().join("s")), "--listen", &address], "")
             .expect("called");
-    check(&output, 2, &[&address]);
+    let port = address.rsplit(':').next().expect("a port");
+    check(&output, 2, &[&format!("UDP port {port} is taken")]);
 
     let collector = Collector::start(folder.path(), "").expect("a collector");
     let output =
@@ -171,13 +172,6 @@ fn a_damaged_outbox_is_set_aside_and_said() {
     let mut agent = Agent::prepare(folder.path(), &watched, "", "").expect("an agent");
     agent.join(&collector.invitation().expect("an invitation")).expect("joined");
     for damage in [&b"not a database at all"[..], &b"SQLite format 3\0garbage"[..], &[0; 8192]] {
-        fs::create_dir_all(agent.state.join("outbox")).expect("made");
-        for entry in fs::read_dir(agent.state.join("outbox")).expect("listed") {
-            let path = entry.expect("an entry").path();
-            if path.extension().is_some_and(|extension| extension == "db") {
-                fs::File::create(path).and_then(|mut file| file.write_all(damage)).expect("damaged");
-            }
-        }
         agent.start().expect("a damaged outbox does not stop the agent");
         let name = format!("after-{}", damage.len());
         fs::write(watched.join(&name), samples::eicar()).expect("written");
@@ -189,8 +183,133 @@ fn a_damaged_outbox_is_set_aside_and_said() {
                 .then_some(()))
         })
         .expect("the agent goes on");
-        agent.kill().expect("killed");
+        // A clean end, so that no write-ahead log is left that could mend it.
+        let status = agent.program.take().expect("it runs").stop().expect("a clean end");
+        assert_eq!(status.code(), Some(0), "{}", agent.said());
+        fs::write(agent.state.join("outbox/outbox.db"), damage).expect("damaged");
     }
-    let gaps = collector.lines(&["alerts", "list", "--kind", "gap"]).expect("listed");
-    assert!(gaps.iter().any(|gap| gap["vidette.gap.reason"] == "outbox_damaged"), "{gaps:?}");
+    agent.start().expect("a damaged outbox does not stop the agent");
+    wait_for("a gap for each", || {
+        let gaps = collector.lines(&["alerts", "list", "--kind", "gap"])?;
+        Ok((gaps.iter().filter(|gap| gap["vidette.gap.reason"] == "outbox_damaged").count() == 3)
+            .then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}: {}", agent.said()));
+}
+
+#[test]
+fn a_damaged_store_is_set_aside_and_the_collector_goes_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let watched = folder.path().join("host");
+    fs::create_dir(&watched).expect("made");
+    let mut collector = Collector::start(folder.path(), "").expect("a collector");
+    let mut agent = Agent::prepare(folder.path(), &watched, "", "").expect("an agent");
+    agent.join(&collector.invitation().expect("an invitation")).expect("joined");
+    agent.start().expect("started");
+    let arrive = |collector: &Collector, name: &str| {
+        fs::write(watched.join(name), samples::eicar()).expect("written");
+        wait_for("a detection", || {
+            let alerts = collector.lines(&["alerts", "list", "--kind", "detection"])?;
+            Ok(alerts
+                .iter()
+                .any(|alert| alert["file.path"].as_str().is_some_and(|path| path.ends_with(name)))
+                .then_some(()))
+        })
+        .unwrap_or_else(|error| panic!("{error:#}: {}", collector.said()));
+    };
+    arrive(&collector, "before");
+    collector.program.take().expect("it runs").stop().expect("a clean end");
+    let files: Vec<_> = fs::read_dir(collector.state.join("store"))
+        .expect("listed")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "db"))
+        .collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    let mut bytes = fs::read(&files[0]).expect("read");
+    bytes[4096..8192].fill(0xa5);
+    fs::write(&files[0], bytes).expect("damaged");
+    collector.resume().expect("a damaged store does not stop the collector");
+    arrive(&collector, "after");
+    assert!(collector.said().contains("set aside"), "{}", collector.said());
+}
+
+#[test]
+fn a_foreign_database_in_the_store_is_named_and_left_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = folder.path().join("state/store");
+    fs::create_dir_all(&store).expect("made");
+    let foreign = store.join("events-00000001-20260101.db");
+    let database = rusqlite::Connection::open(&foreign).expect("made");
+    database.execute_batch("PRAGMA application_id = 42; CREATE TABLE theirs (x);").expect("made");
+    drop(database);
+    let before = fs::read(&foreign).expect("read");
+    let state = text(&folder.path().join("state"));
+    let output =
+        call("vidette", &["serve", "--state", &state, "--listen", "127.0.0.1:0"], "").expect("called");
+    check(&output, 2, &["events-00000001-20260101.db", "another program"]);
+    assert_eq!(fs::read(&foreign).expect("read"), before);
+}
+
+/// A file system of its own that is nearly full, unmounted at the end.
+struct Small(std::path::PathBuf);
+
+impl Small {
+    fn mount(path: std::path::PathBuf, bytes: u64) -> Self {
+        fs::create_dir(&path).expect("made");
+        let size = format!("size={bytes},mode=0700");
+        let status = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "none"])
+            .arg(&path)
+            .status();
+        assert!(status.is_ok_and(|status| status.success()), "mounting a tmpfs needs root");
+        Self(path)
+    }
+
+    /// Takes all the room there is; gives the file that holds it.
+    fn fill(&self) -> std::path::PathBuf {
+        let path = self.0.join("ballast");
+        let mut file = fs::File::create(&path).expect("made");
+        while file.write_all(&[0; 4096]).is_ok() {}
+        path
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_on_either_side_loses_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let watched = folder.path().join("host");
+    fs::create_dir(&watched).expect("made");
+    let disks = ["collector", "agent"].map(|name| Small::mount(folder.path().join(name), 8 << 20));
+    let collector = Collector::start(folder.path(), "").expect("a collector");
+    let mut agent = Agent::prepare(folder.path(), &watched, "", "").expect("an agent");
+    agent.join(&collector.invitation().expect("an invitation")).expect("joined");
+    agent.start().expect("started");
+    let mut written = 0;
+    for disk in &disks {
+        let ballast = disk.fill();
+        for _ in 0..50 {
+            fs::write(watched.join(format!("sample-{written}")), samples::eicar()).expect("written");
+            written += 1;
+        }
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        fs::remove_file(ballast).expect("room again");
+        wait_for("every detection", || {
+            let alerts = collector.lines(&["alerts", "list", "--kind", "detection", "--limit", "1000"])?;
+            Ok((alerts.len() >= written).then_some(()))
+        })
+        .unwrap_or_else(|error| panic!("{error:#}: {}\n{}", agent.said(), collector.said()));
+    }
+    let alerts =
+        collector.lines(&["alerts", "list", "--kind", "detection", "--limit", "1000"]).expect("listed");
+    assert_eq!(alerts.len(), written, "each once");
+    for said in [agent.said(), collector.said()] {
+        assert!(said.contains("full"), "a full disk is said: {said}");
+        assert!(!said.contains("panicked"), "{said}");
+    }
 }

@@ -15,8 +15,6 @@ use vidette_protocol::join::Invitation;
 
 /// What is read before it is no join line any more. Bytes.
 const INPUT_BYTES_MAX: u64 = 4096;
-/// Where the agent keeps its state when nobody says otherwise.
-const STATE_FOLDER: &str = "/var/lib/vidette-agent";
 
 /// Enrol this host with a collector.
 ///
@@ -24,8 +22,8 @@ const STATE_FOLDER: &str = "/var/lib/vidette-agent";
 /// host and one hour. The key is made on this host and never leaves it.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Folder of the agent's state.
-    #[arg(long, value_name = "DIR", default_value = STATE_FOLDER)]
+    /// Folder of the agent's state [default: /var/lib/vidette-agent, or the user's own].
+    #[arg(long, value_name = "FOLDER", default_value_os_t = crate::config::default_state(), hide_default_value = true)]
     pub state: PathBuf,
     /// Read the join line from this file instead of standard input.
     #[arg(long, value_name = "FILE")]

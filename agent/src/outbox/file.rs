@@ -183,7 +183,26 @@ fn inspect(path: &Path) -> rusqlite::Result<Found> {
     if version < SCHEMA_VERSION {
         migrate(&mut db)?;
     }
+    if !schema_is_whole(&db)? {
+        return Ok(Found::Unusable {
+            reason: "it is damaged: its tables are not those that were made".into(),
+            ours: true,
+        });
+    }
     Ok(if is_new { Found::New(db) } else { Found::Ours(db) })
+}
+
+/// Whether the schema is word for word the one that was made: damage there is else met only at a write.
+fn schema_is_whole(db: &Connection) -> rusqlite::Result<bool> {
+    let schema = |db: &Connection| -> rusqlite::Result<Vec<(String, Option<String>)>> {
+        let mut all = db.prepare("SELECT name, sql FROM sqlite_schema ORDER BY name")?;
+        all.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+    };
+    let made = Connection::open_in_memory()?;
+    for step in MIGRATIONS {
+        made.execute_batch(step)?;
+    }
+    Ok(schema(db)? == schema(&made)?)
 }
 
 fn make_durable(db: &Connection) -> rusqlite::Result<()> {

@@ -134,6 +134,12 @@ pub fn start<S: Commits>(
 }
 
 impl Ingest {
+    /// Whether it has ended; before [`Ingest::stop`] only by a fault.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.tasks.iter().any(JoinHandle::is_finished)
+    }
+
     /// Where it listens, with the port that the system chose when the configuration said 0.
     #[must_use]
     pub fn address(&self) -> SocketAddr {

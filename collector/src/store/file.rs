@@ -279,10 +279,26 @@ fn inspect(path: &Path, whole_check: bool) -> Result<Connection, FileError> {
             return Err(FileError::Damaged(format!("{name} is damaged: {verdict}")));
         }
     }
+    if !schema_is_whole(&db)? {
+        return Err(FileError::Damaged(format!(
+            "{name} is damaged: its tables are not those that were made"
+        )));
+    }
     let _: String = db.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0))?;
     db.pragma_update(None, "synchronous", "FULL")?;
     db.pragma_update(None, "journal_size_limit", WAL_KEPT_BYTES_MAX)?;
     Ok(db)
+}
+
+/// Whether the schema is word for word the one that was made: damage there is else met only at a write.
+fn schema_is_whole(db: &Connection) -> rusqlite::Result<bool> {
+    let schema = |db: &Connection| -> rusqlite::Result<Vec<(String, Option<String>)>> {
+        let mut all = db.prepare("SELECT name, sql FROM sqlite_schema ORDER BY name")?;
+        all.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+    };
+    let made = Connection::open_in_memory()?;
+    made.execute_batch(SCHEMA)?;
+    Ok(schema(db)? == schema(&made)?)
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {

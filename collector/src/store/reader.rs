@@ -255,9 +255,16 @@ impl Day {
             window.sort_by_key(|stored| std::cmp::Reverse(stored.id));
             window.truncate(limit - found.len());
             found.append(&mut window);
-            upper = lower;
+            // Ids may jump far, after a file was set aside: the next window begins at the next id there is.
+            upper = self.highest_below(lower)?.map_or(lowest, |id| id.saturating_add(1));
         }
         Ok(found)
+    }
+
+    fn highest_below(&self, id: u64) -> rusqlite::Result<Option<u64>> {
+        let sql = "SELECT max(id) FROM (SELECT max(id) AS id FROM alert WHERE id < ?1
+                   UNION ALL SELECT max(id) FROM telemetry WHERE id < ?1)";
+        self.connection.prepare_cached(sql)?.query_row([id], |row| row.get(0))
     }
 
     fn rows(

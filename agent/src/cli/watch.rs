@@ -5,7 +5,7 @@ use crate::stop;
 use anyhow::{Context, bail};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use vidette_protocol::ecs::{self, Origin};
 use vidette_protocol::wire::{self, event::Kind};
@@ -38,7 +38,7 @@ pub struct Args {
 /// # Errors
 /// When a path can't be watched.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let paths = args.paths.iter().map(absolute).collect::<anyhow::Result<Vec<_>>>()?;
+    let paths = args.paths.iter().map(|path| absolute(path)).collect::<anyhow::Result<Vec<_>>>()?;
     let (stopper, stop) = stop::channel();
     stop::on_signal(stopper)?;
     let watch = Watch {
@@ -66,7 +66,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The real path, so that what the kernel reports can be compared with it.
-fn absolute(path: &PathBuf) -> anyhow::Result<Vec<u8>> {
+fn absolute(path: &Path) -> anyhow::Result<Vec<u8>> {
     let real = path.canonicalize().with_context(|| format!("can't watch {}", path.display()))?;
     if !real.is_dir() && !real.is_file() {
         bail!("can't watch {}: it is neither a folder nor a regular file", path.display());

@@ -139,7 +139,7 @@ impl Walk<'_> {
     }
 
     fn enter(&mut self, levels: &mut Vec<Level>, folder: OwnedFd, path: Vec<u8>, parent_device: Option<u64>) {
-        if self.catch_up.exclude.iter().any(|prefix| path == *prefix) {
+        if self.catch_up.exclude.contains(&path) {
             return;
         }
         let Ok(stat) = rustix::fs::fstat(&folder) else {

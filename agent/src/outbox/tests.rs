@@ -226,7 +226,8 @@ fn foreign_and_newer_databases_and_garbage_are_set_aside() {
     let garbage = |path: &Path| fs::write(path, [7; 9999]).unwrap();
     let directory = |path: &Path| fs::create_dir(path).unwrap();
     let link = |path: &Path| std::os::unix::fs::symlink("/nowhere", path).unwrap();
-    let makers: [(&str, &dyn Fn(&Path)); 5] = [
+    type Maker<'a> = (&'a str, &'a dyn Fn(&Path));
+    let makers: [Maker<'_>; 5] = [
         ("foreign", &foreign),
         ("newer", &newer),
         ("garbage", &garbage),

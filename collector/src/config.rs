@@ -1,4 +1,4 @@
-//! Settings: as written in the configuration file ([`File`]), then as used ([`Config`]), checked.
+//! Settings: as written in the configuration file (`File`), then as used (`Config`), checked.
 //!
 //! Everything has a default, so that no file is needed at all. Errors name the file, the line and the key,
 //! and say what to write instead. `packaging/collector.toml` shows every setting; a test parses it.

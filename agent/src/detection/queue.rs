@@ -1,8 +1,8 @@
 //! What waits to be scanned, in which order. Pure: time comes in.
 //!
 //! Programs that run go first. Observations of one file that waits join it. A file that was scanned less than
-//! [`PACE`] ago is held until then, unless it runs: one that is written once is scanned at once, one that keeps
-//! changing is scanned every [`PACE`], and new writes never push that further away.
+//! `PACE` ago is held until then, unless it runs: one that is written once is scanned at once, one that keeps
+//! changing is scanned every `PACE`, and new writes never push that further away.
 
 use super::lru::Lru;
 use std::collections::{BTreeMap, HashMap, VecDeque};

@@ -1,4 +1,4 @@
-//! The outbox as a database: every change is a [`Work`], applied in one transaction with its neighbours.
+//! The outbox as a database: every change is a `Work`, applied in one transaction with its neighbours.
 //!
 //! Synchronous, without threads or channels, so that tests can drive it against a fake clock and drop it at
 //! any point. `owner` is its only user in the agent.

@@ -6,7 +6,7 @@
 //! A process is (boot id, pid, start), never a pid alone. The connector says when the fork was told
 //! (nanoseconds, some microseconds after the fact), `/proc/PID/stat` when it was (ticks of 10 ms). Both give
 //! the same entity id because only the tenth of a second is hashed; a fork told just after a tenth began is
-//! looked up in `/proc` ([`is_ambiguous`]). No host can use up its pids within a tenth of a second.
+//! looked up in `/proc` (`is_ambiguous`). No host can use up its pids within a tenth of a second.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};

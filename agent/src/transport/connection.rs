@@ -2,7 +2,7 @@
 //!
 //! Three bidirectional streams, opened in this order: control, then one for each class. Each has a task that
 //! writes, so that telemetry which waits for the collector's window never holds an alert back. Ends with an
-//! [`End`]; `runner` decides what then.
+//! `End`; `runner` decides what then.
 
 use super::backoff::Backoff;
 use super::credentials::Credentials;

@@ -1,7 +1,7 @@
 //! Dialling the collector: names to addresses, addresses to one QUIC connection (RFC 9000), frames on a stream.
 //!
 //! Every limit of the connection is set here on purpose. Assumes a tokio runtime. `enrol` and the session's shell
-//! work on what [`dial`] gives.
+//! work on what `dial` gives.
 
 use super::tls;
 use anyhow::{Context, anyhow, bail};

@@ -1,6 +1,6 @@
 //! Connects, and connects again: the loop around one session after another.
 //!
-//! Never gives up (D5): whatever goes wrong is said in [`State`] and in the log, and tried again after a wait with
+//! Never gives up (D5): whatever goes wrong is said in `State` and in the log, and tried again after a wait with
 //! jitter; at once after the collector said goodbye. Events stay in the outbox meanwhile.
 
 use super::backoff::Backoff;

@@ -1,8 +1,8 @@
 //! How the agent knows the collector, and shows who it is itself. TLS 1.3 only (RFC 8446), no early data, no
 //! resumption: a resumed session would skip the certificates.
 //!
-//! Two configurations: [`session`] trusts the stored roots and presents the agent's certificate, [`joining`]
-//! knows nothing but the pin of a join line. `quic` dials with them. [`explain`] turns what went wrong into a
+//! Two configurations: `session` trusts the stored roots and presents the agent's certificate, `joining`
+//! knows nothing but the pin of a join line. `quic` dials with them. `explain` turns what went wrong into a
 //! sentence with a next step.
 
 use super::credentials::Credentials;

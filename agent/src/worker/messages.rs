@@ -1,7 +1,7 @@
 //! What the two halves of the worker say to each other: one protobuf message a packet, bounded in size.
 //!
 //! Requests come from the parent and are trusted; answers come from a process that may have been taken over by a
-//! file, so [`Answer::decode_hostile`] takes nothing on trust. They go on to `pool` as [`super::Scan`].
+//! file, so `Answer::decode_hostile` takes nothing on trust. They go on to `pool` as `super::Scan`.
 
 use super::{RULE_FILES_MAX, Scan};
 use prost::Message as _;

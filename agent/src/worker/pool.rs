@@ -1,7 +1,7 @@
 //! The parent's half: a worker when there is work, another when it dies, none when there is nothing to do.
 //!
-//! Owned by one thread, which hands it jobs while there is [`Pool::room`], gives it the notes of [`Pool::notes`],
-//! and calls [`Pool::tick`] at [`Pool::wake_at`]. What comes of it are [`Output`]s. Workers are tied to the life of
+//! Owned by one thread, which hands it jobs while there is `Pool::room`, gives it the notes of `Pool::notes`,
+//! and calls `Pool::tick` at `Pool::wake_at`. What comes of it are `Output`s. Workers are tied to the life of
 //! the thread that starts them (PR_SET_PDEATHSIG), so that thread has to stay.
 
 use super::flight::{Blame, Flight, Job};

@@ -31,7 +31,7 @@ pub fn line(text: &str) -> anyhow::Result<()> {
 /// Prints an object as one line of ASCII JSON.
 ///
 /// # Errors
-/// As [`line`].
+/// As `line`.
 pub fn json<T: Serialize>(row: &T) -> anyhow::Result<()> {
     let map: Map<String, Value> = match serde_json::to_value(row)? {
         Value::Object(map) => map,
@@ -60,7 +60,7 @@ pub fn safe(text: &str) -> String {
 /// Prints a table without frames: it can be read, cut and grepped. Cells must be [`safe`] already.
 ///
 /// # Errors
-/// As [`line`].
+/// As `line`.
 pub fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> anyhow::Result<()> {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -78,7 +78,7 @@ pub fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> 
 /// Prints names and values below each other, aligned.
 ///
 /// # Errors
-/// As [`line`].
+/// As `line`.
 pub fn list(rows: &[(&str, String)]) -> anyhow::Result<()> {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     rows.iter().try_for_each(|(name, value)| line(&format!("{name:width$}  {value}")))

@@ -1,6 +1,6 @@
 //! The collector's certificate authority: one key that signs the collector's and every agent's certificate.
 //!
-//! Made at first start and kept in the [`Vault`]. Assumes nothing of who asks: `Identity` decides whether a
+//! Made at first start and kept in the `Vault`. Assumes nothing of who asks: `Identity` decides whether a
 //! certificate may be issued, this file only knows how. Certificates follow RFC 5280.
 
 use super::vault::Vault;

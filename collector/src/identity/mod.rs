@@ -1,6 +1,6 @@
 //! Who an agent is: the CA, join tokens, certificates, revocation.
 //!
-//! `vault` keeps the key files, `authority` signs, `register` remembers (SQLite), and [`Identity`] is the one
+//! `vault` keeps the key files, `authority` signs, `register` remembers (SQLite), and `Identity` is the one
 //! door to the three. It assumes that it alone uses its folder. `ingest` asks it who a connection belongs to.
 //!
 //! Calls write to disk and wait for it: from async code go through `spawn_blocking`.

@@ -2,7 +2,7 @@
 //!
 //! A file is there whole or not at all: it is written under another name, synced, renamed, and its folder
 //! synced. Only one process works in the folder at a time, because a lock on it is held as long as the
-//! [`Vault`] lives. `authority` keeps its keys here.
+//! `Vault` lives. `authority` keeps its keys here.
 
 use anyhow::{Context, bail};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};

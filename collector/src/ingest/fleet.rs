@@ -1,7 +1,7 @@
 //! Who is connected now, and what each agent last said. Lives in memory; the register in `identity` remembers.
 //!
 //! Holds one entry an agent, and only for agents that have connected with a certificate of ours. The fleet
-//! commands read [`Fleet::snapshot`]; a revocation reaches live connections through [`Fleet::cut`].
+//! commands read `Fleet::snapshot`; a revocation reaches live connections through `Fleet::cut`.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

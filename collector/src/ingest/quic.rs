@@ -1,7 +1,7 @@
 //! The endpoint: one UDP socket, and the limits of every connection on it (RFC 9000).
 //!
 //! quinn's defaults are changed on purpose: its receive window is unbounded and it allows a hundred streams.
-//! [`Frames`] reads messages; `mod` accepts connections.
+//! `Frames` reads messages; `mod` accepts connections.
 
 use crate::identity::Identity;
 use anyhow::Context;

@@ -1,7 +1,7 @@
 //! The collector's half of a session, pure: what an agent may say, and what is answered.
 //!
 //! Assumes that the agent is hostile: its id comes from its certificate, never from a message, and a message
-//! out of place ends the session. Valid runs go to the store as an [`Arrival`]; an Ack goes out when the shell
+//! out of place ends the session. Valid runs go to the store as an `Arrival`; an Ack goes out when the shell
 //! brings back that they are committed. After a Nack or a Reject everything up to the number it named is
 //! ignored, so that one answer brings one new start.
 

@@ -1,7 +1,7 @@
 //! Output: a file of JSON lines, rotated by size, each event in it exactly once.
 //!
 //! Order of a page: write, fsync, save the cursor (id, file identity, length) — so after any crash the bytes beyond
-//! the saved length are the only ones in doubt, and [`Jsonl::open`] cuts them off before writing on.
+//! the saved length are the only ones in doubt, and `Jsonl::open` cuts them off before writing on.
 //! Order of a rotation: everything saved, rename, make the new file, save the cursor with the new file. The new file
 //! stays empty until its identity is saved, so a crash in between finds either the old file or an empty one.
 //!

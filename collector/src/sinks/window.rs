@@ -3,10 +3,10 @@
 //!
 //! Syslog has no acknowledgements, so "sent" needs a rule. An event is settled when
 //! 1. the receiver's TCP has acknowledged every byte of it, and
-//! 2. the connection then lived on for [`SETTLE`], during which the receiver's program could read it.
+//! 2. the connection then lived on for `SETTLE`, during which the receiver's program could read it.
 //!
 //! When a connection ends in any other way, everything unsettled is sent again on the next one, under the same id.
-//! What this can't see: a receiver that accepts bytes, doesn't read them for longer than [`SETTLE`], and then dies.
+//! What this can't see: a receiver that accepts bytes, doesn't read them for longer than `SETTLE`, and then dies.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

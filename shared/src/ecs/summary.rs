@@ -4,7 +4,7 @@ use super::words;
 use crate::escape::terminal;
 use crate::wire::{self, event::Kind};
 
-/// One line for a terminal, without the newline: time, severity, then what [`sentence`] says.
+/// One line for a terminal, without the newline: time, severity, then what `sentence` says.
 /// Every name in it went through [`terminal`].
 #[must_use]
 pub fn human(event: &wire::Event) -> String {

@@ -1,7 +1,7 @@
 //! Attacker's bytes made harmless, by format. The only place that does it.
 //!
 //! Every function takes bytes as they came (a name, an argument, a rule's text), promises that its output
-//! holds no control byte, and fails on nothing. Formats that a person reads are built on [`terminal`], so
+//! holds no control byte, and fails on nothing. Formats that a person reads are built on `terminal`, so
 //! that one name looks the same everywhere. Output goes to terminals, sinks and log lines, never back into the path.
 
 /// Common Event Format.

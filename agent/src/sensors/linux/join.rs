@@ -1,8 +1,8 @@
 //! Joins the two kernel queues: which process closed a file, and which file an exec ran.
 //!
 //! Pure, but for the descriptors it carries. One turn of the reader: a batch of fanotify was read, then the
-//! connector was drained to empty; here the connector's part comes first ([`Joiner::tell`]), then the batch
-//! ([`Joiner::see`]). So whoever closed a file is known by then. Outcomes go to the reader, which hands them on.
+//! connector was drained to empty; here the connector's part comes first (`Joiner::tell`), then the batch
+//! (`Joiner::see`). So whoever closed a file is known by then. Outcomes go to the reader, which hands them on.
 //!
 //! What the kernel does in an execve(2), in this order: OPEN_EXEC for the file that was named; if it is a
 //! script, OPEN_EXEC for its interpreter; for a dynamic program, OPEN_EXEC for the loader (`ld-linux…`); and

@@ -1,6 +1,7 @@
 //! The agent's binary: command line, logging, exit code. Everything else is in the library.
 
 use clap::Parser;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use vidette_agent::cli::{self, Cli, EXIT_ERROR, LogFormat};
 use vidette_protocol::escape;
@@ -24,7 +25,10 @@ fn main() -> ExitCode {
 /// To standard error, so that standard output carries results alone.
 fn log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(filter)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.with_target(false).init(),
         LogFormat::Json => builder.json().init(),

@@ -5,11 +5,10 @@
 
 use crate::store::Stored;
 use prost::Message;
-use vidette_protocol::ecs::{self, Origin};
-use vidette_protocol::wire::{self, event::Kind};
+pub use vidette_protocol::ecs::words::kind;
+use vidette_protocol::ecs::{self, Origin, words};
+use vidette_protocol::{escape, wire};
 
-/// RFC 5424 §6: HOSTNAME. Bytes.
-const HOSTNAME_BYTES_MAX: usize = 255;
 /// RFC 5612: the enterprise number reserved for documentation; no receiver takes it for a vendor's.
 const SD_ID: &str = "vidette@32473";
 
@@ -20,20 +19,6 @@ pub struct Record {
     pub id: u64,
     /// What goes out, with its framing.
     pub bytes: Vec<u8>,
-}
-
-/// Name of an event's kind, as in the filters and in MSGID.
-#[must_use]
-pub fn kind(event: &wire::Event) -> &'static str {
-    match &event.kind {
-        Some(Kind::Detection(_)) => "detection",
-        Some(Kind::File(_)) => "file",
-        Some(Kind::Process(_)) => "process",
-        Some(Kind::Gap(_)) => "gap",
-        Some(Kind::Health(_)) => "health",
-        Some(Kind::Audit(_)) => "audit",
-        None => "unknown",
-    }
 }
 
 /// The event inside. One that can't be decoded is shown empty, under its id: nothing stored is left out.
@@ -71,7 +56,7 @@ pub fn syslog(stored: &Stored, facility: u8) -> Record {
         "<{}>1 {} {} vidette - {} [{SD_ID} id=\"{id}\" agent=\"{}\" class=\"{}\" sequence=\"{}\" severity=\"{}\"] {}",
         u32::from(facility) * 8 + priority(event.severity()),
         timestamp(event.time_unix_ns),
-        hostname(&event.host_name),
+        escape::syslog_hostname(&event.host_name),
         kind(&event),
         id.agent,
         id.class,
@@ -85,14 +70,7 @@ pub fn syslog(stored: &Stored, facility: u8) -> Record {
 /// Name of a severity, as in the filters.
 #[must_use]
 pub fn severity(severity: wire::Severity) -> &'static str {
-    match severity {
-        wire::Severity::Unspecified => "unspecified",
-        wire::Severity::Info => "info",
-        wire::Severity::Low => "low",
-        wire::Severity::Medium => "medium",
-        wire::Severity::High => "high",
-        wire::Severity::Critical => "critical",
-    }
+    words::severity(severity.into())
 }
 
 /// RFC 5424 §6.2.1, table 2: critical 2, error 3, warning 4, notice 5, informational 6.
@@ -114,23 +92,13 @@ fn timestamp(unix_ns: i64) -> String {
     }
 }
 
-/// The characters of host names and addresses stay, every other byte becomes `_`; nothing becomes `-`.
-fn hostname(name: &[u8]) -> String {
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:".contains(&byte);
-    let text: String = name
-        .iter()
-        .take(HOSTNAME_BYTES_MAX)
-        .map(|byte| if fits(*byte) { char::from(*byte) } else { '_' })
-        .collect();
-    if text.is_empty() { "-".into() } else { text }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
     use vidette_protocol::id::{AgentId, Class, EventId};
+    use vidette_protocol::wire::event::Kind;
 
     /// A parser of RFC 5424 written from its ABNF (§6), independent of the code above.
     struct Parsed {

@@ -9,7 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use vidette_tests::hostile_names::names;
-use vidette_tests::programs::{Agent, Collector, wait_for};
+use vidette_tests::programs::{Agent, Collector, call, wait_for};
 use vidette_tests::{samples, syslog};
 
 #[test]
@@ -75,6 +75,20 @@ fn hostile_names_pass_every_output_unharmed() {
         !Path::new("/tmp/vidette-executed").exists() && !watched.join("vidette-executed").exists(),
         "a name was executed"
     );
+}
+
+/// The same files through `vidette-agent scan`, for programs and for people.
+fn scan(watched: &Path, written: &[Vec<u8>]) {
+    let folder = watched.display().to_string();
+    let output = call("vidette-agent", &["scan", "--json", &folder], "").expect("called");
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    no_control_bytes("scan --json", &output.stdout);
+    compare("scan --json", &json_lines(&output.stdout), written);
+    let output = call("vidette-agent", &["scan", &folder], "").expect("called");
+    assert_eq!(output.status.code(), Some(1));
+    no_control_bytes("scan", &output.stdout);
+    let lines = output.stdout.iter().filter(|byte| **byte == b'\n').count();
+    assert_eq!(lines, written.len(), "one line each: {}", String::from_utf8_lossy(&output.stdout));
 }
 
 /// One EICAR file for each name that the file system takes; what it refuses was no name.

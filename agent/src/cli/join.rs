@@ -98,8 +98,8 @@ fn invitation_in(text: &str) -> &str {
 
 fn as_text(credentials: &Credentials) -> String {
     format!(
-        "Joined {} as agent {}.\nNext: start the agent with `systemctl enable --now vidette-agent`; if it runs already, \
-         it connects within seconds.\nThen look for this host with `vidette agents list` on the collector.",
+        "Joined {} as agent {}.\nNext: start the agent with `vidette-agent run`, or `systemctl enable --now vidette-agent` \
+         where it is installed as a service; if it runs already, it connects within seconds.\nThen look for this host with `vidette agents list` on the collector.",
         credentials.collector, credentials.agent
     )
 }

@@ -71,6 +71,7 @@ fn hostile_names_pass_every_output_unharmed() {
         no_control_bytes(&command.join(" "), &output.stdout);
         std::str::from_utf8(&output.stdout).expect("UTF-8 for the terminal");
     }
+    scan(&watched, &written);
     assert!(
         !Path::new("/tmp/vidette-executed").exists() && !watched.join("vidette-executed").exists(),
         "a name was executed"

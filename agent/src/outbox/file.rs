@@ -195,7 +195,8 @@ fn inspect(path: &Path) -> rusqlite::Result<Found> {
 /// Whether the schema is word for word the one that was made: damage there is else met only at a write.
 fn schema_is_whole(db: &Connection) -> rusqlite::Result<bool> {
     let schema = |db: &Connection| -> rusqlite::Result<Vec<(String, Option<String>)>> {
-        let mut all = db.prepare("SELECT name, sql FROM sqlite_schema ORDER BY name")?;
+        let mut all =
+            db.prepare("SELECT name, sql FROM sqlite_schema WHERE type IN ('table', 'index') ORDER BY name")?;
         all.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
     };
     let made = Connection::open_in_memory()?;

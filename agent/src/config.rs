@@ -138,7 +138,8 @@ impl Config {
             Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(error).with_context(|| format!("could not read {}", place.display())),
         };
-        Self::parse(&text, state).with_context(|| format!("{} can't be used", place.display()))
+        let state = state.map(std::path::absolute).transpose().context("--state can't be used")?;
+        Self::parse(&text, state.as_deref()).with_context(|| format!("{} can't be used", place.display()))
     }
 
     /// What an empty file says.
@@ -207,6 +208,9 @@ pub fn default_state() -> PathBuf {
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::other("it is not a regular file"));
+    }
     let mut text = String::new();
     fs::File::open(path)?.take(CONFIG_BYTES_MAX).read_to_string(&mut text)?;
     Ok(text)

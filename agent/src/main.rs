@@ -8,6 +8,8 @@ use vidette_protocol::escape;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // Whatever is made from here on is for this user alone.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     if let Err(error) = log(&cli.log, cli.log_format) {
         eprintln!("vidette-agent: --log `{}` can't be used: {error}", escape::terminal(cli.log.as_bytes()));
         return ExitCode::from(EXIT_ERROR);

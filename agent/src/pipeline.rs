@@ -18,14 +18,16 @@ use crate::worker::process::{Launcher, resident_bytes};
 use anyhow::{Context, bail};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::fs::{FlockOperation, flock};
+use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+use vidette_protocol::escape;
 use vidette_protocol::wire::{self, event::Kind};
 
 /// How often the stages are asked whether they still work, and whether anything waits.
@@ -65,8 +67,10 @@ pub fn run(config: &Config, stop: &Stop) -> anyhow::Result<()> {
         "agent-started",
         &format!("version {}, sensors {}", env!("CARGO_PKG_VERSION"), sensors.level().name()),
     );
+    tell_missing(config, &emit, &host);
     let (local_stopper, local_stop) = stop::channel();
-    let catch_up = catch_up(config, &host, started, observe, emit.clone(), local_stop.clone())?;
+    let catch_up =
+        catch_up(config, &host, started, observe, emit.clone(), detection.gauge(), local_stop.clone())?;
 
     let facts = Facts {
         host: host.clone(),
@@ -184,6 +188,7 @@ fn catch_up(
     started: Moment,
     observe: Sender<Observation>,
     emit: Sender<wire::Event>,
+    waiting: detection::Gauge,
     stop: Stop,
 ) -> anyhow::Result<JoinHandle<bool>> {
     let mark = mark::load(&config.state);
@@ -192,13 +197,14 @@ fn catch_up(
         mark::save(&config.state, started.unix_ns)
             .with_context(|| format!("could not write to the state folder {}", config.state.display()))?;
     }
-    let (host, roots, exclude) = (host.clone(), config.watch.clone(), excluded(config));
+    let roots = config.watch.iter().map(|path| resolved(path)).collect();
+    let (host, exclude) = (host.clone(), excluded(config));
     Ok(std::thread::Builder::new().name("catch-up".into()).spawn(move || {
         let Some(mark) = mark else { return true };
         let back = mark > started.unix_ns;
         let since_unix_ns = if back { 0 } else { mark };
         say_gap(&emit, &host, mark.min(started.unix_ns), started);
-        let summary = CatchUp { roots, exclude, since_unix_ns }.run(&observe, &stop);
+        let summary = CatchUp { roots, exclude, since_unix_ns, waiting: Some(waiting) }.run(&observe, &stop);
         let text = format!(
             "{} files looked at, {} changed since {}, {} unreadable{}{}",
             summary.files,
@@ -222,6 +228,19 @@ fn claim(folder: &Path) -> anyhow::Result<File> {
         .mode(0o700)
         .create(folder)
         .with_context(|| format!("could not make the state folder {shown}: name another one with --state"))?;
+    let data = folder.metadata().with_context(|| format!("could not look at the state folder {shown}"))?;
+    let me = rustix::process::geteuid().as_raw();
+    if data.uid() != me {
+        bail!(
+            "the state folder {shown} belongs to user {}, not to {me} who runs this: name another one with --state",
+            data.uid()
+        );
+    }
+    if data.mode() & 0o077 != 0 {
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("could not close the state folder {shown} to other users"))?;
+        tracing::warn!(folder = %shown, "the state folder was open to other users; it is closed now");
+    }
     let lock = File::options().create(true).truncate(false).write(true).open(folder.join("lock"));
     let lock = lock.with_context(|| {
         format!("could not write to the state folder {shown}: name another one with --state")
@@ -249,7 +268,7 @@ fn detection_config(config: &Config, host: &Host) -> anyhow::Result<detection::C
 fn sensors_config(config: &Config) -> sensors::Config {
     let level_max = if config.polling { Level::Polling } else { Level::Full };
     // Everything is an empty list, so that the portable sensors choose folders that they can bear.
-    let watch = config.watch.iter().filter(|path| *path != b"/").cloned().collect();
+    let watch = config.watch.iter().filter(|path| *path != b"/").map(|path| resolved(path)).collect();
     let everything = config.watch.iter().any(|path| path == b"/");
     sensors::Config {
         watch: if everything { Vec::new() } else { watch },
@@ -262,7 +281,28 @@ fn sensors_config(config: &Config) -> sensors::Config {
 /// What the settings exclude, and the agent's own folder.
 fn excluded(config: &Config) -> Vec<Vec<u8>> {
     let own = config.state.canonicalize().unwrap_or_else(|_| config.state.clone());
-    config.exclude.iter().cloned().chain([own.as_os_str().as_bytes().to_vec()]).collect()
+    config.exclude.iter().map(|path| resolved(path)).chain([own.as_os_str().as_bytes().to_vec()]).collect()
+}
+
+/// The path as the kernel reports it: without links and dots. One that is not there stays as it is written.
+fn resolved(path: &[u8]) -> Vec<u8> {
+    let path = Path::new(OsStr::from_bytes(path));
+    path.canonicalize().unwrap_or_else(|_| path.to_path_buf()).into_os_string().into_vec()
+}
+
+/// A watched folder that is not there is a mistake or a disk that is missing: either way somebody must hear of it.
+fn tell_missing(config: &Config, emit: &Sender<wire::Event>, host: &Host) {
+    for path in &config.watch {
+        if Path::new(OsStr::from_bytes(path)).exists() {
+            continue;
+        }
+        let message =
+            format!("sensors.watch: {} is not there; it is watched when it comes", escape::terminal(path));
+        tracing::warn!(message);
+        let health =
+            wire::Health { component: "sensors".into(), state: wire::HealthState::Degraded.into(), message };
+        let _ = emit.send(host.event(Moment::now(), wire::Severity::Medium, Kind::Health(health)));
+    }
 }
 
 fn say(emit: &Sender<wire::Event>, host: &Host, action: &str, detail: &str) {

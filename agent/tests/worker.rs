@@ -677,6 +677,10 @@ fn scan_does_not_open_what_could_hang() {
     arguments.extend(all.iter().map(|path| path.to_str().unwrap()));
     let output = agent(&arguments);
     let said = text(&output.stderr);
+    // What was named and is no file is an error; what only lies in a folder is passed over.
+    assert_eq!((output.status.code(), said.matches("it is no regular file").count()), (Some(2), 4), "{said}");
+    let output = agent(&["scan", "--follow", folder.path().to_str().unwrap()]);
+    let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{said}");
     assert!(said.starts_with("0 files"), "{said}");
 }

@@ -13,6 +13,8 @@ use vidette_protocol::id::Class;
 
 /// UDP port of the collector.
 pub const PORT_DEFAULT: u16 = 7441;
+/// Where the settings are looked for when nobody says otherwise. It may be absent.
+pub const CONFIG_DEFAULT: &str = "/etc/vidette/collector.toml";
 /// Where everything is kept unless said otherwise.
 pub const STATE_DEFAULT: &str = "/var/lib/vidette";
 /// Size of the configuration file. Bytes.
@@ -148,7 +150,11 @@ impl Config {
     /// # Errors
     /// One sentence with file, line, key and what to do.
     pub fn load(file: Option<&Path>, overrides: &Overrides) -> anyhow::Result<Self> {
-        let Some(path) = file else { return Self::parse("", overrides) };
+        let path = match file {
+            Some(path) => path,
+            None if Path::new(CONFIG_DEFAULT).exists() => Path::new(CONFIG_DEFAULT),
+            None => return Self::parse("", overrides),
+        };
         let text = read(path)?;
         Self::parse(&text, overrides).with_context(|| format!("could not use {}", path.display()))
     }
@@ -194,8 +200,20 @@ impl Config {
                 at(line_of(text, days.span().start))
             );
         }
+        let sinks = sinks(file.sink, &state, text)?;
+        for sink in &sinks {
+            if let Some(own) =
+                ["identity", "store", "cursors"].iter().find(|own| sink.writes_below(&state.join(own)))
+            {
+                bail!(
+                    "the sink `{}` would write into {}, which is the collector's own; choose another `path`",
+                    sink.name,
+                    state.join(own).display()
+                );
+            }
+        }
         Ok(Self {
-            sinks: sinks(file.sink, &state, text)?,
+            sinks,
             listen,
             advertise: file.advertise.map(Spanned::into_inner),
             retention_days: file.retention_days.map(Spanned::into_inner),
@@ -285,6 +303,12 @@ fn sink(file: SinkFile) -> anyhow::Result<Sink> {
         other => bail!("sink `{name}`: `type` is {other:?}; write `jsonl` or `syslog`"),
     };
     Ok(Sink { name, classes, output })
+}
+
+impl Sink {
+    fn writes_below(&self, folder: &Path) -> bool {
+        matches!(&self.output, Output::Jsonl(jsonl) if jsonl.path.starts_with(folder))
+    }
 }
 
 fn jsonl(file: SinkFile) -> anyhow::Result<Jsonl> {

@@ -12,6 +12,8 @@ use vidette_collector::{pipeline, stop, telemetry};
 const END_MAX: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    // Whatever is made from here on is for this user alone.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let result = match Arguments::parse().command {
         Command::Serve(options) => serve(&options),
         other => cli::run(other),

@@ -313,3 +313,76 @@ fn a_full_disk_on_either_side_loses_nothing() {
         assert!(!said.contains("panicked"), "{said}");
     }
 }
+
+#[test]
+fn a_rule_that_kills_the_compiler_does_not_cost_the_rules_that_ship() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let watched = folder.path().join("host");
+    fs::create_dir(&watched).expect("made");
+    let rule = folder.path().join("deep.yar");
+    fs::write(&rule, format!("rule deep {{ condition: {} true }}", "not ".repeat(50_000))).expect("written");
+    let collector = Collector::start(folder.path(), "").expect("a collector");
+    let tables = format!("[detection]\nrules = [{:?}]\n", text(&rule));
+    let mut agent = Agent::prepare(folder.path(), &watched, "", &tables).expect("an agent");
+    agent.join(&collector.invitation().expect("an invitation")).expect("joined");
+    agent.start().expect("started");
+    fs::write(watched.join("sample"), samples::eicar()).expect("written");
+    wait_for("a detection", || {
+        let alerts = collector.lines(&["alerts", "list", "--kind", "detection"])?;
+        Ok(alerts.iter().any(|alert| alert["rule.name"] == "EICAR_Test_File").then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}: {}", agent.said()));
+    let health = collector.lines(&["alerts", "list", "--kind", "health"]).expect("listed");
+    assert!(health.iter().any(|event| event["vidette.health.component"] == "rules"), "{health:?}");
+}
+
+#[test]
+fn a_flood_while_the_agent_is_down_is_caught_up_with_and_hides_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let watched = folder.path().join("host");
+    let real = folder.path().join("real");
+    fs::create_dir(&real).expect("made");
+    // The watched path is a link: it is watched where it leads.
+    std::os::unix::fs::symlink(&real, &watched).expect("linked");
+    let collector = Collector::start(folder.path(), "").expect("a collector");
+    let mut agent = Agent::prepare(folder.path(), &watched, "", "").expect("an agent");
+    agent.join(&collector.invitation().expect("an invitation")).expect("joined");
+    agent.start().expect("started");
+    agent.kill().expect("killed");
+    for number in 0..6000 {
+        fs::write(real.join(format!("flood-{number}")), format!("nothing {number}")).expect("written");
+    }
+    fs::write(real.join("while-down"), samples::eicar()).expect("written");
+    agent.start().expect("started");
+    for number in 0..50 {
+        fs::write(real.join(format!("sample-{number}")), samples::eicar()).expect("written");
+    }
+    wait_for("every detection", || {
+        let alerts = collector.lines(&["alerts", "list", "--kind", "detection", "--limit", "1000"])?;
+        Ok((alerts.len() >= 51).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}: {:?}\n{}", agent.status(), agent.said()));
+    assert_eq!(agent.status().expect("a status")["counters"]["detection_unscanned"], 0);
+}
+
+#[test]
+fn a_secret_in_the_arguments_is_refused_and_not_repeated() {
+    let output = call("vidette-agent", &["join", "vidette://x:1/?pin=00&token=SECRET"], "").expect("called");
+    check(&output, 2, &["standard input"]);
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("SECRET"));
+}
+
+#[test]
+fn scan_of_what_is_no_file_is_an_error() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let fifo = folder.path().join("fifo");
+    let status = std::process::Command::new("mkfifo").arg(&fifo).status().expect("called");
+    assert!(status.success());
+    check(
+        &call("vidette-agent", &["scan", &text(&fifo)], "").expect("called"),
+        2,
+        &["fifo", "no regular file"],
+    );
+    let output = call("vidette-agent", &["run", "--config", &text(&fifo)], "").expect("called");
+    check(&output, 2, &["fifo", "not a regular file"]);
+}

@@ -31,6 +31,9 @@ pub struct Arguments {
     /// Join even if this host has joined before: it becomes a new agent.
     #[arg(long)]
     pub again: bool,
+    /// Where the line does not belong: arguments are visible to every user of the host.
+    #[arg(hide = true)]
+    pub misplaced: Option<String>,
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,
@@ -55,6 +58,11 @@ pub fn run(arguments: &Arguments) -> ExitCode {
 }
 
 fn try_run(arguments: &Arguments) -> anyhow::Result<Credentials> {
+    if arguments.misplaced.is_some() {
+        bail!(
+            "the line holds a secret and was given as an argument, which every user of this host can read: revoke it on the collector (`vidette tokens revoke`) and give a new one through standard input, as `vidette tokens create` prints it"
+        );
+    }
     let text = match &arguments.token_file {
         Some(path) => read_file(path).with_context(|| format!("could not read {}", path.display()))?,
         None => read_standard_input().context("could not read standard input")?,
@@ -99,7 +107,7 @@ fn invitation_in(text: &str) -> &str {
 fn as_text(credentials: &Credentials) -> String {
     format!(
         "Joined {} as agent {}.\nNext: start the agent with `vidette-agent run`, or `systemctl enable --now vidette-agent` \
-         where it is installed as a service; if it runs already, it connects within seconds.\nThen look for this host with `vidette agents list` on the collector.",
+         where it is installed as a service; if it runs already, it connects within seconds, and after --again when it is started anew.\nThen look for this host with `vidette agents list` on the collector.",
         credentials.collector, credentials.agent
     )
 }

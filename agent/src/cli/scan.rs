@@ -134,7 +134,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let options = Options { follow: args.follow, cross: args.cross_filesystems };
     for path in &args.paths {
         match Walk::new(path, options) {
-            Ok(walk) => scan.walk(walk)?,
+            Ok(walk) => scan.walk(walk, path)?,
             Err(error) => {
                 scan.totals.bad_paths += 1;
                 scan.say(&format!(
@@ -202,9 +202,16 @@ impl Scan {
         }
     }
 
-    fn walk(&mut self, walk: Walk) -> Result<()> {
+    fn walk(&mut self, walk: Walk, named: &std::path::Path) -> Result<()> {
+        let mut first = !walk.is_folder();
         for found in walk {
             match found {
+                Found::Skipped if std::mem::take(&mut first) => {
+                    self.unreadable(
+                        named.as_os_str().as_encoded_bytes(),
+                        "it is no regular file and no folder",
+                    )?;
+                }
                 Found::File(file, path) => self.submit(file, path)?,
                 Found::Unreadable(path, error) => self.unreadable(&path, &error)?,
                 Found::Skipped => self.totals.skipped += 1,

@@ -74,6 +74,12 @@ impl Walk {
         Ok(walk)
     }
 
+    /// It began at a folder.
+    #[must_use]
+    pub fn is_folder(&self) -> bool {
+        !self.stack.is_empty()
+    }
+
     fn enter(&mut self, folder: OwnedFd, path: Vec<u8>, from: Option<u64>) -> Option<Found> {
         let opened = rustix::fs::fstat(&folder).and_then(|stat| Ok((stat, Dir::new(folder)?)));
         let (stat, folder) = match opened {

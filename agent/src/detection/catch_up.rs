@@ -20,6 +20,9 @@ const DEPTH_MAX: usize = 200;
 /// How long to wait before asking again for room in the queue.
 const ROOM_WAIT: Duration = Duration::from_millis(5);
 
+/// Files that wait, in the channel and in detection each, before the catch-up waits too. Far below what they hold.
+const CROWD: usize = 64;
+
 const FOLDER_FLAGS: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
@@ -40,6 +43,8 @@ pub struct CatchUp {
     pub exclude: Vec<Vec<u8>>,
     /// Files changed at this time or later, Unix nanoseconds; 0 for all.
     pub since_unix_ns: i64,
+    /// How many files wait in detection; without it only the channel counts.
+    pub waiting: Option<super::Gauge>,
 }
 
 /// What was done.
@@ -156,6 +161,12 @@ impl Walk<'_> {
         }
     }
 
+    /// What is live goes first: the past waits while more than a few files do.
+    fn is_crowded(&self) -> bool {
+        let in_detection = self.catch_up.waiting.as_ref().map_or(0, |gauge| gauge.state().queue_length);
+        self.out.len() >= CROWD || in_detection >= CROWD
+    }
+
     /// Waits for room: nothing of this is urgent, and nothing of it may be lost.
     fn hand_over(&mut self, file: rustix::io::Result<OwnedFd>, path: Vec<u8>) {
         let Ok(descriptor) = file else {
@@ -169,6 +180,12 @@ impl Walk<'_> {
             trigger: wire::Trigger::Sweep,
             at: Moment::now(),
         };
+        while self.is_crowded() {
+            if self.stop.wait(ROOM_WAIT) {
+                self.summary.cut_short = true;
+                return;
+            }
+        }
         loop {
             match self.out.try_send(observation) {
                 Ok(()) => {
@@ -241,10 +258,17 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", folder.path().join("link")).unwrap();
         let root = folder.path().canonicalize().unwrap().as_os_str().as_bytes().to_vec();
         let exclude = vec![joined(&root, b"left-out")];
-        let (names, summary) =
-            found(&CatchUp { roots: vec![root.clone()], exclude: exclude.clone(), since_unix_ns });
+        let (names, summary) = found(&CatchUp {
+            roots: vec![root.clone()],
+            exclude: exclude.clone(),
+            since_unix_ns,
+            waiting: None,
+        });
         assert_eq!(names, ["new"]);
         assert_eq!(summary, Summary { files: 2, changed: 1, unreadable: 0, cut_short: false });
-        assert_eq!(found(&CatchUp { roots: vec![root], exclude, since_unix_ns: 0 }).0, ["new", "old"]);
+        assert_eq!(
+            found(&CatchUp { roots: vec![root], exclude, since_unix_ns: 0, waiting: None }).0,
+            ["new", "old"]
+        );
     }
 }

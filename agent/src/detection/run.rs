@@ -80,13 +80,17 @@ impl Stage {
     pub(super) fn run(self, config: Config) {
         let found = config.rules.load();
         let source_errors = found.errors.clone();
-        let pool = Pool::new(Settings {
+        let mut pool = Pool::new(Settings {
             launcher: config.launcher,
             rules: found.into_set(),
             threads: config.scans_parallel,
             size_max_bytes: config.size_max_bytes,
             timeout: config.scan_timeout,
         });
+        // A file of the user's that kills the compiler must not cost the rules that ship.
+        if config.rules.builtin && !config.rules.files.is_empty() {
+            pool.fall_back_to(RuleSources { builtin: true, files: Vec::new() }.load().into_set());
+        }
         let mut running = Running {
             host: config.host,
             telemetry: config.telemetry,
@@ -289,7 +293,9 @@ impl Running {
                 Output::Loaded(loaded) => self.loaded(&loaded),
                 Output::RulesRefused { version, reason } => {
                     (self.rules_degraded, self.rules_refused) = (true, true);
-                    let message = format!("rules {version} are not used: {reason}");
+                    let message = format!(
+                        "rules {version} are not used: {reason}; `vidette-agent rules check FILE` on each of your files finds the one"
+                    );
                     self.tell_health("rules", HealthState::Failed, &message);
                 }
                 Output::Died(detail) => {

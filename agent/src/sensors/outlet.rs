@@ -45,6 +45,10 @@ impl Paths {
     /// Whether a path lies under what is watched and under nothing that is excluded.
     #[must_use]
     pub(crate) fn cover(&self, path: &[u8]) -> bool {
+        // A path that the kernel could not give, being too long, may be anywhere: it is looked at.
+        if path.is_empty() {
+            return true;
+        }
         let under = |prefixes: &[Vec<u8>]| prefixes.iter().any(|prefix| is_under(path, prefix));
         (self.watch.is_empty() || under(&self.watch)) && !under(&self.exclude)
     }

@@ -154,6 +154,11 @@ impl Pool {
         }
     }
 
+    /// Rules that are used when the first ones kill every worker that loads them.
+    pub fn fall_back_to(&mut self, rules: RuleSet) {
+        self.good.get_or_insert(rules);
+    }
+
     /// To select on; each note goes to [`Self::note`].
     #[must_use]
     pub fn notes(&self) -> &Receiver<Note> {
@@ -460,7 +465,7 @@ impl Pool {
         let version = self.rules_version().to_owned();
         match &self.good {
             Some(good) if good.version() != version => {
-                let reason = format!("{reason}; the last good rules {} are used", good.version());
+                let reason = format!("{reason}; the last good rules, {}, are used instead", good.version());
                 self.settings.rules = good.clone();
                 (self.deaths, self.load_deaths) = (0, 0);
                 self.stage = Stage::Stopped;

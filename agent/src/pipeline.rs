@@ -4,7 +4,7 @@
 //! transport says goodbye after what it can still send in its grace time, the outbox commits the last of them.
 
 use crate::config::Config;
-use crate::detection::catch_up::CatchUp;
+use crate::detection::catch_up::{CatchUp, Running};
 use crate::detection::rules::RuleSources;
 use crate::detection::{self, Detection, EVENTS_QUEUE_MAX, mark};
 use crate::host::{Host, Moment};
@@ -92,7 +92,8 @@ pub fn run(config: &Config, stop: &Stop) -> anyhow::Result<()> {
     )?;
     let answers = answer(facts, transport.state(), config.state.clone(), local_stop)?;
 
-    let mut stages = Stages { detection, outbox, transport, catch_up: Some(catch_up), watched, answers };
+    let mut stages =
+        Stages { detection, outbox, transport, catch_up: Running::new(catch_up), watched, answers };
     let outcome = stages.watch(&config.state, stop);
     say(&emit, &host, "agent-stopped", outcome.as_ref().err().map_or("asked to stop", String::as_str));
     sensors.stop();
@@ -104,7 +105,7 @@ struct Stages {
     detection: Detection,
     outbox: Outbox,
     transport: Transport,
-    catch_up: Option<JoinHandle<bool>>,
+    catch_up: Running,
     watched: Watched,
     answers: JoinHandle<()>,
 }
@@ -152,14 +153,7 @@ impl Stages {
 
     /// Nothing waits, and the past is caught up with.
     fn is_idle(&mut self) -> bool {
-        if self.catch_up.as_ref().is_some_and(JoinHandle::is_finished) {
-            // One that was cut short stays, so that the mark does not move over what it did not see.
-            let whole = self.catch_up.take().is_some_and(|thread| thread.join().unwrap_or(false));
-            if !whole {
-                return false;
-            }
-        }
-        self.catch_up.is_none()
+        self.catch_up.saw_everything()
             && self.watched.observations.is_empty()
             && self.watched.events.is_empty()
             && self.detection.state().queue_length == 0
@@ -168,9 +162,7 @@ impl Stages {
     fn end(self, local: stop::Stopper, emit: Sender<wire::Event>) {
         drop(emit);
         local.stop();
-        if let Some(catch_up) = self.catch_up {
-            let _ = catch_up.join();
-        }
+        self.catch_up.join();
         drop(self.watched);
         self.detection.join();
         if !self.transport.join() {

@@ -12,6 +12,7 @@ use crossbeam_channel::{Sender, TrySendError};
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, openat, statat};
 use std::collections::HashSet;
+use std::thread::JoinHandle;
 use std::time::Duration;
 use vidette_protocol::wire;
 
@@ -58,6 +59,37 @@ pub struct Summary {
     pub unreadable: u64,
     /// It was stopped before its end.
     pub cut_short: bool,
+}
+
+/// A catch-up on a thread of its own, which gives whether it saw everything.
+#[derive(Debug)]
+pub struct Running {
+    thread: Option<JoinHandle<bool>>,
+    whole: bool,
+}
+
+impl Running {
+    /// Takes the thread.
+    #[must_use]
+    pub fn new(thread: JoinHandle<bool>) -> Self {
+        Self { thread: Some(thread), whole: false }
+    }
+
+    /// It has ended and saw everything. One that failed or was cut short never has: the mark then stays where it
+    /// is, and the next start begins there again.
+    pub fn saw_everything(&mut self) -> bool {
+        if let Some(thread) = self.thread.take_if(|thread| thread.is_finished()) {
+            self.whole = thread.join().unwrap_or(false);
+        }
+        self.whole
+    }
+
+    /// Waits for its end.
+    pub fn join(self) {
+        if self.thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the catch-up panicked");
+        }
+    }
 }
 
 struct Level {
@@ -270,5 +302,20 @@ mod tests {
             found(&CatchUp { roots: vec![root], exclude, since_unix_ns: 0, waiting: None }).0,
             ["new", "old"]
         );
+    }
+
+    #[test]
+    fn only_a_whole_catch_up_lets_the_mark_move() {
+        let ended = |work: fn() -> bool| {
+            let thread = std::thread::spawn(work);
+            while !thread.is_finished() {
+                std::thread::yield_now();
+            }
+            let mut running = Running::new(thread);
+            [running.saw_everything(), running.saw_everything()]
+        };
+        assert_eq!(ended(|| true), [true, true]);
+        assert_eq!(ended(|| false), [false, false], "cut short");
+        assert_eq!(ended(|| panic!("on purpose")), [false, false], "failed");
     }
 }

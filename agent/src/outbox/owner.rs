@@ -174,6 +174,7 @@ impl Owner {
         match db.apply(&work, Moment::now()) {
             Ok((answers, tally)) => {
                 self.counters.outbox_appended.add(tally.appended);
+                self.counters.outbox_merged.add(tally.merged);
                 self.counters.outbox_lost_bound.add(tally.lost);
                 self.counters.outbox_acked.add(tally.acked);
                 self.counters.outbox_set_aside.add(tally.set_aside);

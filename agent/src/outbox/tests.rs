@@ -314,3 +314,21 @@ async fn a_write_that_fails_costs_no_event() {
         matches!(&events[5].1.kind, Some(Kind::Health(health)) if health.state == wire::HealthState::Ok as i32)
     );
 }
+
+#[test]
+fn what_a_catch_up_meets_again_is_kept_once_and_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (send, input) = crossbeam_channel::bounded(100);
+    let config = Config { folder: folder.path().to_path_buf(), bytes_max: 1 << 30, host: host() };
+    let counters = Arc::new(Counters::default());
+    let outbox = start(config, counters.clone(), input).unwrap();
+    for trigger in [wire::Trigger::CloseWrite, wire::Trigger::Sweep] {
+        let file = wire::File { inode: 7, ..Default::default() };
+        let detection = wire::Detection { trigger: trigger.into(), file: Some(file), ..Default::default() };
+        send.send(wire::Event { kind: Some(Kind::Detection(detection)), ..Default::default() }).unwrap();
+    }
+    drop(send);
+    outbox.join();
+    assert_eq!((counters.outbox_appended.get(), counters.outbox_merged.get()), (1, 1));
+    assert_eq!(all(&mut open(folder.path()), Class::Alert).len(), 1);
+}

@@ -22,6 +22,8 @@ const SIZE_BYTES_RANGE: std::ops::RangeInclusive<u64> = 4096..=(1 << 30);
 /// YARA-X looks at the clock once a second, so that less than two would cut scans that are well.
 const TIMEOUT_S_RANGE: std::ops::RangeInclusive<u64> = 2..=600;
 const PARALLEL_RANGE: std::ops::RangeInclusive<usize> = 1..=16;
+/// 0 is never.
+const SELF_TEST_S_RANGE: std::ops::RangeInclusive<u64> = 0..=86_400;
 const OUTBOX_BYTES_RANGE: std::ops::RangeInclusive<u64> = (16 << 20)..=(1 << 40);
 
 /// As written. Every key may be left out.
@@ -41,6 +43,8 @@ struct SensorsFile {
     exclude: Vec<PathBuf>,
     level: LevelFile,
     network_filesystems: bool,
+    realtime: bool,
+    self_test_s: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -74,6 +78,8 @@ impl Default for SensorsFile {
             exclude: Vec::new(),
             level: LevelFile::Full,
             network_filesystems: false,
+            realtime: true,
+            self_test_s: 300,
         }
     }
 }
@@ -110,6 +116,10 @@ pub struct Config {
     pub polling: bool,
     /// Watch NFS, SMB and FUSE too.
     pub network_filesystems: bool,
+    /// Read the kernel's queues at real-time priority, where that is permitted.
+    pub realtime: bool,
+    /// How often the sensors prove that they see; none never.
+    pub self_test: Option<Duration>,
     /// Use the rules that ship with the agent.
     pub builtin_rules: bool,
     /// Further rules: files, or folders of `.yar` and `.yara` files.
@@ -153,6 +163,8 @@ impl Config {
             exclude: Vec::new(),
             polling: sensors.level == LevelFile::Polling,
             network_filesystems: sensors.network_filesystems,
+            realtime: sensors.realtime,
+            self_test: interval(sensors.self_test_s),
             builtin_rules: detection.builtin_rules,
             rules: Vec::new(),
             size_max_bytes: detection.size_max_bytes,
@@ -172,6 +184,7 @@ impl Config {
         within("detection.size_max_bytes", detection.size_max_bytes, &SIZE_BYTES_RANGE)?;
         within("detection.scan_timeout_s", detection.scan_timeout_s, &TIMEOUT_S_RANGE)?;
         within("detection.scans_parallel", detection.scans_parallel, &PARALLEL_RANGE)?;
+        within("sensors.self_test_s", file.sensors.self_test_s, &SELF_TEST_S_RANGE)?;
         within("outbox.bytes_max", file.outbox.bytes_max, &OUTBOX_BYTES_RANGE)?;
         for rule in &detection.rules {
             absolute("detection.rules", rule)?;
@@ -182,6 +195,8 @@ impl Config {
             exclude: prefixes("sensors.exclude", &file.sensors.exclude)?,
             polling: file.sensors.level == LevelFile::Polling,
             network_filesystems: file.sensors.network_filesystems,
+            realtime: file.sensors.realtime,
+            self_test: interval(file.sensors.self_test_s),
             builtin_rules: detection.builtin_rules,
             rules: detection.rules,
             size_max_bytes: detection.size_max_bytes,
@@ -205,6 +220,10 @@ pub fn default_state() -> PathBuf {
         Some(folder) if folder.is_absolute() => folder.join("vidette-agent"),
         _ => PathBuf::from(STATE_PATH),
     }
+}
+
+fn interval(seconds: u64) -> Option<Duration> {
+    (seconds > 0).then(|| Duration::from_secs(seconds))
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
@@ -270,6 +289,8 @@ mod tests {
             "exclude",
             "level",
             "network_filesystems",
+            "realtime",
+            "self_test_s",
             "builtin_rules",
             "rules",
             "size_max_bytes",

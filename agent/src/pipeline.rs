@@ -267,6 +267,9 @@ fn sensors_config(config: &Config) -> sensors::Config {
         exclude: excluded(config),
         level_max,
         network_filesystems: config.network_filesystems,
+        realtime: config.realtime,
+        self_test: config.self_test,
+        canary_folder: Some(config.state.clone()),
     }
 }
 
@@ -446,6 +449,7 @@ pub fn watch(
     let config = Config {
         watch: watch.paths.clone(),
         polling: watch.polling,
+        self_test: None,
         builtin_rules: watch.builtin_rules,
         rules: watch.rules.clone(),
         ..Config::of_defaults()

@@ -49,6 +49,8 @@ counters! {
     sensor_shed_own,
     /// Outside the watched paths, or not a regular file.
     sensor_shed_unwatched,
+    /// Told twice by the kernel: a link that a close-write told of already, a file under an overlay.
+    sensor_shed_duplicate,
     /// Detection's queue was full.
     sensor_lost_queue,
     /// The kernel said that it dropped some, each time it said so.

@@ -36,6 +36,9 @@ impl Run {
             exclude: vec![folder.path().join("excluded").as_os_str().as_bytes().to_vec()],
             level_max,
             network_filesystems: false,
+            realtime: true,
+            self_test: None,
+            canary_folder: None,
         };
         let counters = Arc::new(Counters::default());
         let (out, observations) = crossbeam_channel::bounded(queue);
@@ -404,8 +407,15 @@ fn without_privileges_the_portable_sensors_take_over_and_say_why() {
     if std::env::var_os(ROLE).is_some() {
         let folder = tempfile::tempdir().unwrap();
         let watch = vec![folder.path().as_os_str().as_bytes().to_vec()];
-        let config =
-            Config { watch, exclude: Vec::new(), level_max: Level::Full, network_filesystems: false };
+        let config = Config {
+            watch,
+            exclude: Vec::new(),
+            level_max: Level::Full,
+            network_filesystems: false,
+            realtime: false,
+            self_test: None,
+            canary_folder: None,
+        };
         let (out, observations) = crossbeam_channel::bounded(OBSERVATIONS_QUEUE_MAX);
         let sensors = sensors::start(config, Arc::default(), out).unwrap();
         std::thread::sleep(Duration::from_millis(300)); // the first watch

@@ -403,12 +403,28 @@ impl Stage {
 }
 
 fn written(file: File) -> Observation {
-    let file = OpenFile { descriptor: file.into(), path: b"/written \xff".to_vec(), deleted: false };
-    Observation::FileWritten { file, process: None, trigger: Trigger::CloseWrite, at: Moment::now() }
+    let file = OpenFile {
+        descriptor: file.into(),
+        path: b"/written \xff".to_vec(),
+        deleted: false,
+        container_path: Vec::new(),
+    };
+    Observation::FileWritten {
+        file,
+        process: None,
+        trigger: Trigger::CloseWrite,
+        old_path: Vec::new(),
+        at: Moment::now(),
+    }
 }
 
 fn run(file: File, pid: u32) -> Observation {
-    let image = Some(OpenFile { descriptor: file.into(), path: b"/run".to_vec(), deleted: true });
+    let image = Some(OpenFile {
+        descriptor: file.into(),
+        path: b"/run".to_vec(),
+        deleted: true,
+        container_path: Vec::new(),
+    });
     let process = wire::Process { pid, ..Default::default() };
     Observation::ProgramRun { process, image, found: false, at: Moment::now() }
 }

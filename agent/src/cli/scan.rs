@@ -298,8 +298,8 @@ impl Scan {
 
     /// Prints what is no clean file.
     fn show(&mut self, path: Vec<u8>, looked: &Looked) -> Result<()> {
-        let what = What::Written(None, Trigger::Request);
-        let item = Item { path, deleted: false, what, at: Moment::now() };
+        let what = What::Written(None, Trigger::Request, Vec::new());
+        let item = Item { path, container_path: Vec::new(), deleted: false, what, at: Moment::now() };
         let Some(event) = looked.detection(&self.host, &item) else { return Ok(()) };
         let lines = if self.json {
             let origin = ecs::Origin { id: None, received_unix_ns: None };

@@ -205,11 +205,12 @@ impl Walk<'_> {
             self.summary.unreadable += 1;
             return;
         };
-        let file = OpenFile { descriptor, path, deleted: false };
+        let file = OpenFile { descriptor, path, deleted: false, container_path: Vec::new() };
         let mut observation = Observation::FileWritten {
             file,
             process: None,
             trigger: wire::Trigger::Sweep,
+            old_path: Vec::new(),
             at: Moment::now(),
         };
         while self.is_crowded() {

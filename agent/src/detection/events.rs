@@ -14,6 +14,8 @@ use vidette_protocol::wire::{self, Severity, Trigger, Verdict, event::Kind};
 pub struct Item {
     /// Its name then.
     pub path: Vec<u8>,
+    /// The same, as the process that touched it sees it, where that differs.
+    pub container_path: Vec<u8>,
     /// It had none.
     pub deleted: bool,
     /// What happened.
@@ -25,8 +27,8 @@ pub struct Item {
 /// What happened to it.
 #[derive(Debug, Clone)]
 pub enum What {
-    /// It was written, renamed or linked.
-    Written(Option<wire::Process>, Trigger),
+    /// It was written, renamed (with the name before) or linked.
+    Written(Option<wire::Process>, Trigger, Vec<u8>),
     /// It was run; or a polling sensor found it running.
     Run(wire::Process, bool),
 }
@@ -102,6 +104,7 @@ impl Looked {
     fn file_of(&self, item: &Item) -> wire::File {
         let mut file = self.file.clone();
         file.path = item.path.iter().take(PATH_BYTES_MAX).copied().collect();
+        file.container_path = item.container_path.iter().take(PATH_BYTES_MAX).copied().collect();
         file.deleted = item.deleted;
         file
     }
@@ -121,7 +124,7 @@ impl Looked {
             Verdict::Clean | Verdict::TooLarge | Verdict::NotScanned | Verdict::Unspecified => return None,
         }
         let (process, trigger) = match &item.what {
-            What::Written(process, trigger) => (process.clone(), *trigger),
+            What::Written(process, trigger, _) => (process.clone(), *trigger),
             What::Run(process, _) => (Some(process.clone()), Trigger::Exec),
         };
         let detection = wire::Detection {
@@ -142,11 +145,12 @@ impl Looked {
     pub fn telemetry(&self, host: &Host, item: Item) -> wire::Event {
         let file = Some(self.file_of(&item));
         let kind = match item.what {
-            What::Written(process, trigger) => Kind::File(wire::FileEvent {
+            What::Written(process, trigger, old_path) => Kind::File(wire::FileEvent {
                 action: action(trigger).into(),
                 file,
                 process,
-                old_path: Vec::new(),
+                old_path,
+                folder: false,
                 verdict: self.verdict.into(),
                 rules_version: self.rules_version.clone(),
                 detail: self.detail.clone(),
@@ -172,6 +176,7 @@ fn action(trigger: Trigger) -> wire::FileAction {
     match trigger {
         Trigger::Rename => wire::FileAction::Renamed,
         Trigger::Link => wire::FileAction::Linked,
+        Trigger::Attributes => wire::FileAction::Attributes,
         Trigger::CloseWrite | Trigger::Exec | Trigger::Sweep | Trigger::Request | Trigger::Unspecified => {
             wire::FileAction::Written
         }
@@ -191,6 +196,29 @@ pub fn run_without_image(host: &Host, process: wire::Process, found: bool, at: M
         image: None,
         exit_code: None,
         verdict: Verdict::NotScanned.into(),
+    });
+    host.event(at, Severity::Info, kind)
+}
+
+/// A name that changed, with nothing to scan.
+#[must_use]
+pub fn name_changed(
+    host: &Host,
+    action: wire::FileAction,
+    file: wire::File,
+    old_path: Vec<u8>,
+    folder: bool,
+    process: Option<wire::Process>,
+    at: Moment,
+) -> wire::Event {
+    let kind = Kind::File(wire::FileEvent {
+        action: action.into(),
+        file: Some(file),
+        process,
+        old_path,
+        verdict: Verdict::Unspecified.into(),
+        folder,
+        ..Default::default()
     });
     host.event(at, Severity::Info, kind)
 }
@@ -257,7 +285,13 @@ mod tests {
     }
 
     fn item(what: What) -> Item {
-        Item { path: b"/a\n".to_vec(), deleted: true, what, at: Moment { unix_ns: 5, uptime_ns: 6 } }
+        Item {
+            path: b"/a\n".to_vec(),
+            container_path: Vec::new(),
+            deleted: true,
+            what,
+            at: Moment { unix_ns: 5, uptime_ns: 6 },
+        }
     }
 
     #[test]
@@ -287,7 +321,8 @@ mod tests {
         for (outcome, expected) in cases {
             let what = format!("{outcome:?}");
             let looked = Looked::new(wire::File::default(), outcome, "v");
-            let event = looked.detection(&host(), &item(What::Written(None, Trigger::CloseWrite)));
+            let event =
+                looked.detection(&host(), &item(What::Written(None, Trigger::CloseWrite, Vec::new())));
             assert_eq!(event.as_ref().map(|event| event.severity), expected.map(|s| s as i32), "{what}");
             let Some(Kind::Detection(detection)) = event.and_then(|event| event.kind) else { continue };
             assert_eq!(detection.file.unwrap().path, b"/a\n");

@@ -188,8 +188,8 @@ impl Running {
     fn take(&mut self, observation: Observation) {
         self.counters.detection_seen.one();
         match observation {
-            Observation::FileWritten { file, process, trigger, at } => {
-                self.enqueue(file, What::Written(process, trigger), at, false);
+            Observation::FileWritten { file, process, trigger, old_path, at } => {
+                self.enqueue(file, What::Written(process, trigger, old_path), at, false);
             }
             Observation::ProgramRun { process, image: Some(image), found, at } => {
                 self.enqueue(image, What::Run(process, found), at, true);
@@ -201,10 +201,15 @@ impl Running {
             Observation::ProcessEnded { process, status, at } => {
                 self.emit_telemetry(|host| events::ended(host, process, status, at));
             }
-            Observation::Lost { gap, at } => {
+            Observation::Lost { gap, hot: _, at } => {
                 let event = events::gap(&self.host, gap, at);
                 self.emit(event);
             }
+            Observation::NameChanged { action, file, old_path, folder, process, at } => {
+                let event = events::name_changed(&self.host, action, file, old_path, folder, process, at);
+                self.emit_telemetry(|_| event);
+            }
+            Observation::CameIntoView { .. } => {}
             Observation::Health { health, at } => {
                 let event = events::health(&self.host, health, at);
                 self.emit(event);
@@ -220,7 +225,8 @@ impl Running {
     }
 
     fn enqueue(&mut self, file: OpenFile, what: What, at: Moment, urgent: bool) {
-        let item = Item { path: file.path, deleted: file.deleted, what, at };
+        let item =
+            Item { path: file.path, container_path: file.container_path, deleted: file.deleted, what, at };
         let stat = match rustix::fs::fstat(&file.descriptor) {
             Ok(stat) => events::file(&stat),
             Err(error) => {
@@ -395,8 +401,8 @@ impl Running {
 fn may_be_cached(item: &Item) -> bool {
     match &item.what {
         What::Run(..) => true,
-        What::Written(_, trigger) => match trigger {
-            Trigger::Rename | Trigger::Link | Trigger::Sweep => true,
+        What::Written(_, trigger, _) => match trigger {
+            Trigger::Rename | Trigger::Link | Trigger::Sweep | Trigger::Attributes => true,
             Trigger::CloseWrite | Trigger::Exec | Trigger::Request | Trigger::Unspecified => false,
         },
     }

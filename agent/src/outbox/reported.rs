@@ -19,7 +19,12 @@ pub(super) fn is_known(connection: &Connection, event: &wire::Event) -> rusqlite
     let swept = match detection.trigger() {
         Trigger::Sweep => true,
         Trigger::CloseWrite => false,
-        Trigger::Exec | Trigger::Rename | Trigger::Link | Trigger::Request | Trigger::Unspecified => {
+        Trigger::Exec
+        | Trigger::Rename
+        | Trigger::Link
+        | Trigger::Attributes
+        | Trigger::Request
+        | Trigger::Unspecified => {
             return Ok(false);
         }
     };

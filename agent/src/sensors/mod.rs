@@ -6,9 +6,11 @@ use crate::host::Moment;
 use crate::telemetry::Counters;
 use crossbeam_channel::Sender;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use vidette_protocol::wire;
 
 /// The process table: who is who.
@@ -38,6 +40,12 @@ pub struct Config {
     pub level_max: Level,
     /// NFS, SMB, FUSE and the like too.
     pub network_filesystems: bool,
+    /// Read the kernel's queues at real-time priority, where that is permitted.
+    pub realtime: bool,
+    /// How often the sensors prove that they see; none never.
+    pub self_test: Option<Duration>,
+    /// Where the canary file is written: a folder of the agent's own.
+    pub canary_folder: Option<PathBuf>,
 }
 
 /// How much the sensors see.
@@ -196,6 +204,8 @@ pub struct OpenFile {
     pub path: Vec<u8>,
     /// It had no name any more.
     pub deleted: bool,
+    /// Its name as the process that touched it sees it, where that is not `path`; empty otherwise.
+    pub container_path: Vec<u8>,
 }
 
 /// What a sensor saw. Never leaves the process.
@@ -207,8 +217,39 @@ pub enum Observation {
         file: OpenFile,
         /// The last closer, when it is known.
         process: Option<wire::Process>,
-        /// What made it worth looking at: close-write, rename, link.
+        /// What made it worth looking at: close-write, rename, link, a mode that lets it run.
         trigger: wire::Trigger,
+        /// Its name before, of a rename; empty otherwise.
+        old_path: Vec<u8>,
+        /// When.
+        at: Moment,
+    },
+    /// A name or what it stands for changed, and there is nothing to scan.
+    NameChanged {
+        /// Renamed (a folder), deleted, attributes.
+        action: wire::FileAction,
+        /// Its name now, or the one it had; without digests, and with no more than the kernel said of it.
+        file: wire::File,
+        /// Its name before, of a rename; empty otherwise.
+        old_path: Vec<u8>,
+        /// It is a folder.
+        folder: bool,
+        /// Who did it, when it is known.
+        process: Option<wire::Process>,
+        /// When.
+        at: Moment,
+    },
+    /// Files came into view at once, with a folder that was moved or a file system that was found: nobody told
+    /// of them one by one.
+    CameIntoView {
+        /// The folder, to be read from here and not by its path.
+        folder: OwnedFd,
+        /// Its path, for events and filters.
+        path: Vec<u8>,
+        /// Files changed before this are not looked at; 0 for all. Unix nanoseconds.
+        since_unix_ns: i64,
+        /// For people: `moved`, `mounted`.
+        reason: &'static str,
         /// When.
         at: Moment,
     },
@@ -236,6 +277,8 @@ pub enum Observation {
     Lost {
         /// What is known of it.
         gap: wire::Gap,
+        /// Folders where something happened around that time, the latest first: to be looked at before others.
+        hot: Vec<Vec<u8>>,
         /// When it was noticed.
         at: Moment,
     },

@@ -141,7 +141,7 @@ impl Outlet {
                 detail: loss.detail.clone(),
                 ..wire::Gap::default()
             };
-            if self.out.try_send(Observation::Lost { gap, at: now }).is_err() {
+            if self.out.try_send(Observation::Lost { gap, hot: Vec::new(), at: now }).is_err() {
                 return;
             }
             self.losses.remove(0);
@@ -208,7 +208,7 @@ mod tests {
         outlet.flush(moment(8));
         assert!(!outlet.is_waiting());
         input.recv().unwrap();
-        let Observation::Lost { gap, at } = input.recv().unwrap() else { panic!("not a gap") };
+        let Observation::Lost { gap, at, .. } = input.recv().unwrap() else { panic!("not a gap") };
         assert_eq!((gap.count, gap.from_unix_ns, gap.to_unix_ns, at), (Some(5), 2, 6, moment(8)));
         assert_eq!(gap.reason, GapReason::DetectionQueue as i32);
         assert_eq!(counters.sensor_lost_queue.get(), 5);

@@ -348,6 +348,7 @@ impl ProcessTable {
             user_name: Vec::new(),
             parent: entry.parent.as_ref().map(|parent| self.parent_process(parent)),
             source: image.source as i32,
+            ..wire::Process::default()
         }
     }
 

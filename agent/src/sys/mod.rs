@@ -12,6 +12,9 @@ pub mod fanotify;
 /// Linux: fork, exec and exit of every process.
 #[cfg(target_os = "linux")]
 pub mod connector;
+/// Linux: how urgent a thread is.
+#[cfg(target_os = "linux")]
+pub mod schedule;
 /// Gives up every right that the worker does not need.
 #[cfg(target_os = "linux")]
 pub mod sandbox;

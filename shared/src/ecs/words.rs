@@ -39,7 +39,7 @@ pub fn verdict(number: i32) -> &'static str {
     }
 }
 
-/// `close_write`, `exec`, `rename`, `link`, `sweep`, `request`.
+/// `close_write`, `exec`, `rename`, `link`, `sweep`, `request`, `attributes`.
 #[must_use]
 pub fn trigger(number: i32) -> &'static str {
     match wire::Trigger::try_from(number) {
@@ -49,6 +49,7 @@ pub fn trigger(number: i32) -> &'static str {
         Ok(wire::Trigger::Link) => "link",
         Ok(wire::Trigger::Sweep) => "sweep",
         Ok(wire::Trigger::Request) => "request",
+        Ok(wire::Trigger::Attributes) => "attributes",
         Ok(wire::Trigger::Unspecified) | Err(_) => UNKNOWN,
     }
 }
@@ -62,6 +63,7 @@ pub fn role(number: i32) -> &'static str {
         Ok(wire::Trigger::Exec) => "run_as",
         Ok(wire::Trigger::Rename) => "renamed_by",
         Ok(wire::Trigger::Link) => "linked_by",
+        Ok(wire::Trigger::Attributes) => "changed_by",
         Ok(wire::Trigger::Sweep | wire::Trigger::Request | wire::Trigger::Unspecified) | Err(_) => "",
     }
 }
@@ -109,6 +111,7 @@ pub fn gap_reason(number: i32) -> &'static str {
         Ok(Reason::WatchLimit) => "watch_limit",
         Ok(Reason::PortableQueue) => "portable_queue",
         Ok(Reason::StoreRestored) => "store_restored",
+        Ok(Reason::Mount) => "mount",
         Ok(Reason::Unspecified) | Err(_) => UNKNOWN,
     }
 }

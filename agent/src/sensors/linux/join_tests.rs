@@ -10,7 +10,7 @@ fn at(ms: u64) -> Moment {
 
 fn file(path: &str) -> OpenFile {
     let descriptor = File::open("/dev/null").unwrap().into();
-    OpenFile { descriptor, path: path.as_bytes().to_vec(), deleted: false }
+    OpenFile { descriptor, path: path.as_bytes().to_vec(), deleted: false, container_path: Vec::new() }
 }
 
 fn program(path: &str) -> Program {

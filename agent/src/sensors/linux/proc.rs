@@ -94,7 +94,7 @@ pub(crate) fn open_file(descriptor: OwnedFd) -> Option<(OpenFile, (u64, u64))> {
     if let Some(name) = path.strip_suffix(b" (deleted)").filter(|_| deleted) {
         path.truncate(name.len());
     }
-    Some((OpenFile { descriptor, path, deleted }, (stat.st_dev, stat.st_ino)))
+    Some((OpenFile { descriptor, path, deleted, container_path: Vec::new() }, (stat.st_dev, stat.st_ino)))
 }
 
 fn stat(pid: u32) -> Option<(Vec<u8>, u32, u64)> {

@@ -322,7 +322,9 @@ impl Reader {
             Outcome::Written { process, file, at } => {
                 let process = process.map(|process| self.with_user(process));
                 let trigger = wire::Trigger::CloseWrite;
-                self.parts.outlet.pass(Observation::FileWritten { file, process, trigger, at }, at);
+                self.parts
+                    .outlet
+                    .pass(Observation::FileWritten { file, process, trigger, old_path: Vec::new(), at }, at);
             }
             Outcome::Ran { process, image, at } => self.ran(process, image, false, at),
             Outcome::Ended { process, status, at } => {

@@ -253,7 +253,10 @@ impl Files {
         }
         match open(path) {
             Ok(Some(file)) => {
-                self.outlet.pass(Observation::FileWritten { file, process: None, trigger, at }, at);
+                self.outlet.pass(
+                    Observation::FileWritten { file, process: None, trigger, old_path: Vec::new(), at },
+                    at,
+                );
             }
             Err(error) if matches!(error, rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => {
                 let detail = format!("the agent could not open a file: {error}");
@@ -284,5 +287,5 @@ fn open(path: &Path) -> rustix::io::Result<Option<OpenFile>> {
         return Ok(None);
     }
     let path = path.as_os_str().as_bytes().to_vec();
-    Ok(Some(OpenFile { descriptor, path, deleted: stat.st_nlink == 0 }))
+    Ok(Some(OpenFile { descriptor, path, deleted: stat.st_nlink == 0, container_path: Vec::new() }))
 }

@@ -10,3 +10,5 @@ pub mod samples;
 pub mod shape;
 /// A receiver of RFC 5424 messages with octet counting.
 pub mod syslog;
+/// More at once than an agent can look at.
+pub mod storms;

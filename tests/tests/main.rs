@@ -8,4 +8,5 @@ mod hostile_names;
 mod names_end_to_end;
 mod rules;
 mod shape;
+mod storms;
 mod transport;

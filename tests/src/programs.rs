@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 /// How long a program may take to come up, or an event to arrive, on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
+const FREE_PORT_TRIES: usize = 100;
 
 /// The built binaries, which lie beside the test's own.
 ///
@@ -54,12 +55,19 @@ pub fn wait_for<T>(what: &str, mut ready: impl FnMut() -> anyhow::Result<Option<
     }
 }
 
-/// A port that nobody used a moment ago.
+/// A port that nobody used a moment ago, below those that the system hands out by itself (ip(7),
+/// `ip_local_port_range`): nobody else gets it while its program is down.
 ///
 /// # Errors
 /// When there is none.
 pub fn free_port() -> anyhow::Result<u16> {
-    Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port())
+    for _ in 0..FREE_PORT_TRIES {
+        let port = rand::random_range(10_000..32_768);
+        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no free port found")
 }
 
 /// One running program.

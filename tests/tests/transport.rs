@@ -14,6 +14,7 @@ use vidette_collector::ingest::{self, Commits, Fleet, Ingest};
 use vidette_protocol::id::{AgentId, Class};
 use vidette_protocol::join::{Address, Invitation, Secret};
 use vidette_protocol::{ALPN, ALPN_JOIN, COLLECTOR_NAME, wire};
+use vidette_tests::programs::free_port;
 
 /// The last number and the bodies of one class of one outbox.
 type Stored = (u64, Vec<Vec<u8>>);
@@ -72,7 +73,7 @@ impl Collector {
             ingest: None,
             runtime,
         };
-        collector.listen((Ipv4Addr::LOCALHOST, 0).into());
+        collector.listen((Ipv4Addr::LOCALHOST, free_port().unwrap()).into());
         collector
     }
 

@@ -4,8 +4,8 @@
 //! transport says goodbye after what it can still send in its grace time, the outbox commits the last of them.
 
 use crate::config::Config;
-use crate::detection::catch_up::{CatchUp, Running};
 use crate::detection::rules::RuleSources;
+use crate::detection::walk::Scope;
 use crate::detection::{self, Detection, EVENTS_QUEUE_MAX, mark};
 use crate::host::{Host, Moment};
 use crate::outbox::{self, Outbox};
@@ -60,7 +60,7 @@ pub fn run(config: &Config, stop: &Stop) -> anyhow::Result<()> {
     )?;
     let detection =
         detection::start(detection_config(config, &host)?, counters.clone(), observations, emit.clone())?;
-    let sensors = sensors::start(sensors_config(config), counters.clone(), observe.clone())?;
+    let sensors = sensors::start(sensors_config(config), counters.clone(), observe)?;
     say(
         &emit,
         &host,
@@ -68,9 +68,8 @@ pub fn run(config: &Config, stop: &Stop) -> anyhow::Result<()> {
         &format!("version {}, sensors {}", env!("CARGO_PKG_VERSION"), sensors.level().name()),
     );
     tell_missing(config, &emit, &host);
+    catch_up(config, &host, started, &emit, &detection)?;
     let (local_stopper, local_stop) = stop::channel();
-    let catch_up =
-        catch_up(config, &host, started, observe, emit.clone(), detection.gauge(), local_stop.clone())?;
 
     let facts = Facts {
         host: host.clone(),
@@ -92,8 +91,7 @@ pub fn run(config: &Config, stop: &Stop) -> anyhow::Result<()> {
     )?;
     let answers = answer(facts, transport.state(), config.state.clone(), local_stop)?;
 
-    let mut stages =
-        Stages { detection, outbox, transport, catch_up: Running::new(catch_up), watched, answers };
+    let mut stages = Stages { detection, outbox, transport, watched, answers };
     let outcome = stages.watch(&config.state, stop);
     say(&emit, &host, "agent-stopped", outcome.as_ref().err().map_or("asked to stop", String::as_str));
     sensors.stop();
@@ -105,7 +103,6 @@ struct Stages {
     detection: Detection,
     outbox: Outbox,
     transport: Transport,
-    catch_up: Running,
     watched: Watched,
     answers: JoinHandle<()>,
 }
@@ -151,18 +148,20 @@ impl Stages {
         Ok(())
     }
 
-    /// Nothing waits, and the past is caught up with.
-    fn is_idle(&mut self) -> bool {
-        self.catch_up.saw_everything()
+    /// Nothing waits, no rescan is owed: the past is caught up with, and so is every loss.
+    fn is_idle(&self) -> bool {
+        let detection = self.detection.state();
+        !detection.rescan.owed
+            && !detection.loss_untold
+            && detection.queue_length == 0
+            && detection.events_waiting == 0
             && self.watched.observations.is_empty()
             && self.watched.events.is_empty()
-            && self.detection.state().queue_length == 0
     }
 
     fn end(self, local: stop::Stopper, emit: Sender<wire::Event>) {
         drop(emit);
         local.stop();
-        self.catch_up.join();
         drop(self.watched);
         self.detection.join();
         if !self.transport.join() {
@@ -173,43 +172,26 @@ impl Stages {
     }
 }
 
-/// Looks at what changed since the mark, on a thread of its own; true when it saw everything.
+/// Has what changed since the mark looked at.
 fn catch_up(
     config: &Config,
     host: &Host,
     started: Moment,
-    observe: Sender<Observation>,
-    emit: Sender<wire::Event>,
-    waiting: detection::Gauge,
-    stop: Stop,
-) -> anyhow::Result<JoinHandle<bool>> {
-    let mark = mark::load(&config.state);
-    if mark.is_none() {
+    emit: &Sender<wire::Event>,
+    detection: &Detection,
+) -> anyhow::Result<()> {
+    let Some(mark) = mark::load(&config.state) else {
         // The first start: there is nothing to catch up with, and from now on there is.
-        mark::save(&config.state, started.unix_ns)
-            .with_context(|| format!("could not write to the state folder {}", config.state.display()))?;
+        return mark::save(&config.state, started.unix_ns)
+            .with_context(|| format!("could not write to the state folder {}", config.state.display()));
+    };
+    say_gap(emit, host, mark.min(started.unix_ns), started);
+    if mark > started.unix_ns {
+        detection.rescan("start-after-the-clock-went-back", 0);
+    } else {
+        detection.rescan("start", mark);
     }
-    let roots = config.watch.iter().map(|path| resolved(path)).collect();
-    let (host, exclude) = (host.clone(), excluded(config));
-    Ok(std::thread::Builder::new().name("catch-up".into()).spawn(move || {
-        let Some(mark) = mark else { return true };
-        let back = mark > started.unix_ns;
-        let since_unix_ns = if back { 0 } else { mark };
-        say_gap(&emit, &host, mark.min(started.unix_ns), started);
-        let summary = CatchUp { roots, exclude, since_unix_ns, waiting: Some(waiting) }.run(&observe, &stop);
-        let text = format!(
-            "{} files looked at, {} changed since {}, {} unreadable{}{}",
-            summary.files,
-            summary.changed,
-            vidette_protocol::ecs::rfc3339(since_unix_ns),
-            summary.unreadable,
-            if back { "; the clock went back, so everything was looked at" } else { "" },
-            if summary.cut_short { "; cut short" } else { "" },
-        );
-        tracing::info!(summary = text, "caught up");
-        say(&emit, &host, "caught-up", &text);
-        !summary.cut_short
-    })?)
+    Ok(())
 }
 
 /// The agent's own folder, 0700, for one agent at a time.
@@ -254,6 +236,10 @@ fn detection_config(config: &Config, host: &Host) -> anyhow::Result<detection::C
         scans_parallel: config.scans_parallel,
         telemetry: config.telemetry,
         launcher: Launcher::own()?,
+        scope: Scope {
+            roots: config.watch.iter().map(|path| resolved(path)).collect(),
+            exclude: excluded(config),
+        },
     })
 }
 
@@ -389,7 +375,16 @@ impl Facts {
             outbox_events: figures.events,
             outbox_bytes: figures.bytes,
             oldest_event_age_ms: figures.oldest_age_ms,
+            rescan: status::Rescan {
+                owed: detection.rescan.owed || detection.loss_untold,
+                reason: detection.rescan.reason,
+                files: detection.rescan.files,
+                changed: detection.rescan.changed,
+                running_ms: detection.rescan.running_ms,
+                runs: detection.rescan.runs,
+            },
             counters: self.counters.all().into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+            equations: self.counters.equations(),
         }
     }
 

@@ -2,6 +2,7 @@
 //! the running agent answers with one JSON object and closes. Nobody but the folder's owner can reach it.
 
 use crate::stop::Stop;
+use crate::telemetry::Equation;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -61,8 +62,29 @@ pub struct Report {
     pub outbox_bytes: u64,
     /// Age of the oldest of them.
     pub oldest_event_age_ms: u64,
+    /// Whether something is looked at again.
+    pub rescan: Rescan,
     /// Every counter, by name.
     pub counters: BTreeMap<String, u64>,
+    /// What must hold of them once nothing is on its way.
+    pub equations: Vec<Equation>,
+}
+
+/// What the rescan does.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rescan {
+    /// Something is to be looked at again, or is being looked at; the mark does not move until it was.
+    pub owed: bool,
+    /// Why it looks now; empty while it does not.
+    pub reason: String,
+    /// Files whose times it has read in this run.
+    pub files: u64,
+    /// Files it has handed to detection in this run.
+    pub changed: u64,
+    /// For how long this run goes on. Milliseconds.
+    pub running_ms: u64,
+    /// Runs that ended since the start.
+    pub runs: u64,
 }
 
 /// Makes the socket; one that an earlier agent left behind is replaced.

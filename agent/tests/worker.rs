@@ -13,6 +13,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vidette_agent::detection::rules::{RuleSources, Source};
+use vidette_agent::detection::walk::Scope;
 use vidette_agent::detection::{self, Config, Detection, EVENTS_QUEUE_MAX};
 use vidette_agent::host::{Host, Moment};
 use vidette_agent::sensors::{Observation, OpenFile};
@@ -380,6 +381,7 @@ fn stage(rules: RuleSources) -> Stage {
         scans_parallel: 2,
         telemetry: true,
         launcher: Launcher::of(Path::new(AGENT)).unwrap(),
+        scope: Scope::default(),
     };
     let detection = detection::start(config, counters.clone(), observations, out).unwrap();
     Stage { detection, input, events, counters }
@@ -643,6 +645,7 @@ fn a_stage_without_a_worker_says_so_and_records_what_it_saw() {
         scans_parallel: 1,
         telemetry: true,
         launcher: Launcher::of(Path::new("/bin/true")).unwrap(),
+        scope: Scope::default(),
     };
     let detection = detection::start(config, counters.clone(), observations, out).unwrap();
     input.send(written(file(&eicar()))).unwrap();

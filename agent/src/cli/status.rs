@@ -2,7 +2,7 @@
 
 use super::EXIT_ERROR;
 use crate::config::Config;
-use crate::status::{self, Report};
+use crate::status::{self, Report, Rescan};
 use comfy_table::{Table, presets};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -74,10 +74,28 @@ fn table(report: &Report) -> String {
             report.oldest_event_age_ms as f64 / 1000.0
         ),
     );
+    row("rescan", rescan(&report.rescan));
+    for equation in report.equations.iter().filter(|equation| !equation.holds()) {
+        row("on its way", format!("{}: {} and {}", equation.text, equation.left, equation.right));
+    }
     for (name, value) in &report.counters {
         row(&name.replace('_', " "), value.to_string());
     }
     table.trim_fmt()
+}
+
+fn rescan(rescan: &Rescan) -> String {
+    let doing = match (rescan.reason.as_str(), rescan.owed) {
+        ("", false) => "nothing to do".to_owned(),
+        ("", true) => "waits".to_owned(),
+        (reason, _) => format!(
+            "looks again for {:.1} s ({reason}): {} files, {} changed",
+            rescan.running_ms as f64 / 1000.0,
+            rescan.files,
+            rescan.changed
+        ),
+    };
+    format!("{doing}; {} runs", rescan.runs)
 }
 
 fn join(word: &str, detail: &str) -> String {

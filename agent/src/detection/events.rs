@@ -148,7 +148,7 @@ impl Looked {
             What::Written(process, trigger, old_path) => Kind::File(wire::FileEvent {
                 action: action(trigger).into(),
                 file,
-                process,
+                process: process.map(briefly),
                 old_path,
                 folder: false,
                 verdict: self.verdict.into(),
@@ -183,6 +183,12 @@ fn action(trigger: Trigger) -> wire::FileAction {
     }
 }
 
+/// File events are many: they name the process and its parent, and leave the other ancestors to its own events.
+fn briefly(mut process: wire::Process) -> wire::Process {
+    process.ancestors = Vec::new();
+    process
+}
+
 fn run(found: bool) -> wire::ProcessAction {
     if found { wire::ProcessAction::Found } else { wire::ProcessAction::Run }
 }
@@ -214,7 +220,7 @@ pub fn name_changed(
     let kind = Kind::File(wire::FileEvent {
         action: action.into(),
         file: Some(file),
-        process,
+        process: process.map(briefly),
         old_path,
         verdict: Verdict::Unspecified.into(),
         folder,
@@ -262,6 +268,17 @@ pub fn own_health(host: &Host, component: &str, state: wire::HealthState, messag
         message: clip(message, TEXT_BYTES_MAX),
     };
     health(host, told, Moment::now())
+}
+
+/// A rescan that ended: what it was for, what it looked at, what it found.
+#[must_use]
+pub fn rescanned(host: &Host, whole: bool, detail: &str) -> wire::Event {
+    let audit = wire::Audit {
+        action: "rescanned".to_owned(),
+        outcome: if whole { "success" } else { "failure" }.to_owned(),
+        detail: clip(detail, TEXT_BYTES_MAX),
+    };
+    host.event(Moment::now(), Severity::Info, Kind::Audit(audit))
 }
 
 /// Rules that are used from now on.
@@ -327,6 +344,30 @@ mod tests {
             let Some(Kind::Detection(detection)) = event.and_then(|event| event.kind) else { continue };
             assert_eq!(detection.file.unwrap().path, b"/a\n");
         }
+    }
+
+    #[test]
+    fn ancestors_are_told_with_detections_and_processes_and_not_with_files() {
+        let process = wire::Process { ancestors: vec![wire::Ancestor::default()], ..Default::default() };
+        let looked = Looked::new(wire::File::default(), Outcome::Died(String::new()), "v");
+        let written = item(What::Written(Some(process.clone()), Trigger::CloseWrite, Vec::new()));
+        let Some(Kind::Detection(detection)) = looked.detection(&host(), &written).unwrap().kind else {
+            panic!("no detection")
+        };
+        let Some(Kind::File(file)) = looked.telemetry(&host(), written).kind else { panic!("no file") };
+        let run = item(What::Run(process.clone(), false));
+        let Some(Kind::Process(run)) = looked.telemetry(&host(), run).kind else { panic!("no process") };
+        let action = wire::FileAction::Deleted;
+        let name =
+            name_changed(&host(), action, wire::File::default(), vec![], false, Some(process), written_at());
+        let Some(Kind::File(name)) = name.kind else { panic!("no file") };
+        let count = |process: Option<wire::Process>| process.unwrap().ancestors.len();
+        let counts = [detection.process, run.process, file.process, name.process].map(count);
+        assert_eq!(counts, [1, 1, 0, 0]);
+    }
+
+    fn written_at() -> Moment {
+        Moment { unix_ns: 5, uptime_ns: 6 }
     }
 
     #[test]

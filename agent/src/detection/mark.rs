@@ -1,8 +1,8 @@
-//! Up to when everything was taken care of: a time on disk, moved on while nothing waits. After a stop or a crash
-//! `super::catch_up` begins there.
+//! Up to when everything was taken care of: a time on disk, moved on while nothing waits and no rescan is owed.
+//! After a stop or a crash the first rescan begins there.
 //!
 //! The time is the host's wall clock, because that is what file systems stamp. A clock that went back makes the
-//! catch-up look at more, never at less.
+//! rescan look at more, never at less.
 
 use std::fs::File;
 use std::io::Write;

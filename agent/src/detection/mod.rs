@@ -1,26 +1,43 @@
 //! Stage 2: what to scan and when; verdicts become events.
 //!
 //! ```text
-//! Observation -> queue (coalesce, exec first) -> cache or worker -> events -> outbox
+//! Observation -> queue (coalesce, fair shares) -> cache or worker -> events -> backlog -> outbox
+//!       ^ loss, folders that come into view -> rescan: what changed is looked at again
 //! ```
 //!
-//! One thread owns the queue, the cache and the worker. It never waits for the sensors: what its queue can't take is
-//! recorded without a scan, counted, and told as a gap. It does wait for the outbox.
+//! One thread owns the queue, the cache, the worker and the backlog. It waits neither for the sensors nor, while it
+//! has nothing but telemetry to send, for the outbox: what its queue can't take is recorded without a scan, counted,
+//! told as a gap and looked at again; telemetry that can't be sent is counted and told. It waits for the outbox
+//! only when too many alerts do.
 
 /// Where rules come from.
 pub mod rules;
 /// A bounded map that forgets what was used longest ago.
 pub mod lru;
-/// What changed while nobody watched.
-pub mod catch_up;
+/// Files below a folder that changed since a time.
+pub mod walk;
+/// Looks again at what may have been missed.
+pub mod rescan;
 /// Up to when everything was taken care of.
 pub mod mark;
 /// Verdicts that still hold.
 pub mod cache;
+/// Files that were looked at in the state they are in.
+pub mod concluded;
+/// Who gets the next turn among files of one class.
+pub mod shares;
 /// What waits to be scanned, in which order.
 pub mod queue;
+/// How urgent a file is, and whose work.
+pub mod classes;
 /// Verdicts and observations as events.
 pub mod events;
+/// Events that wait for the outbox.
+pub mod backlog;
+/// The way out.
+mod outgoing;
+/// What was lost, and what follows from it.
+mod losses;
 /// The thread.
 mod run;
 
@@ -29,11 +46,13 @@ use crate::sensors::Observation;
 use crate::telemetry::Counters;
 use crate::worker::process::{Launcher, resident_bytes};
 use crossbeam_channel::{Receiver, Sender, bounded};
+use rescan::{Desk, Progress, Rescans, Wish};
 use rules::RuleSources;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use vidette_protocol::wire;
+use walk::Scope;
 
 /// Events that wait for the outbox: the capacity for the channel that is handed to [`start`].
 pub const EVENTS_QUEUE_MAX: usize = 1024;
@@ -57,6 +76,8 @@ pub struct Config {
     pub telemetry: bool,
     /// What the worker is started from.
     pub launcher: Launcher,
+    /// Where files are looked at again after a loss.
+    pub scope: Scope,
 }
 
 /// What others may know of detection.
@@ -68,6 +89,12 @@ pub struct Snapshot {
     pub worker_resident_bytes: u64,
     /// Files that wait or are being scanned.
     pub queue_length: usize,
+    /// Events that wait for the outbox, without its channel.
+    pub events_waiting: usize,
+    /// Files were shed, and the rescan for them was not asked for yet.
+    pub loss_untold: bool,
+    /// What the rescan does.
+    pub rescan: Progress,
     /// Version of the rules in use.
     pub rules_version: String,
     /// How many rules those are; 0 until they are compiled.
@@ -82,6 +109,7 @@ pub struct Snapshot {
 #[derive(Debug)]
 pub struct Detection {
     shared: Arc<Mutex<Snapshot>>,
+    desk: Arc<Desk>,
     reload: Sender<RuleSources>,
     thread: JoinHandle<()>,
 }
@@ -98,9 +126,11 @@ pub fn start(
 ) -> anyhow::Result<Detection> {
     let shared = Arc::new(Mutex::new(Snapshot::default()));
     let (reload, reloads) = bounded(RELOADS_MAX);
-    let stage = run::Stage { counters, input, out, reloads, shared: shared.clone() };
+    let rescans = Rescans::start(config.scope.clone())?;
+    let desk = rescans.desk();
+    let stage = run::Stage { counters, input, out, reloads, rescans, shared: shared.clone() };
     let thread = std::thread::Builder::new().name("detection".into()).spawn(move || stage.run(config))?;
-    Ok(Detection { shared, reload, thread })
+    Ok(Detection { shared, desk, reload, thread })
 }
 
 impl Detection {
@@ -122,6 +152,12 @@ impl Detection {
         let _ = self.reload.send(sources);
     }
 
+    /// Looks again at what changed since then, in everything that is watched; `reason` is one word. The outcome is an
+    /// event.
+    pub fn rescan(&self, reason: &'static str, since_unix_ns: i64) {
+        self.desk.wish(Wish { reasons: vec![reason], since_unix_ns, hot: Vec::new() });
+    }
+
     /// Whether its thread has ended; before [`Detection::join`] only by a fault.
     #[must_use]
     pub fn is_finished(&self) -> bool {
@@ -131,7 +167,7 @@ impl Detection {
     /// A way to ask how it is that outlives the handle.
     #[must_use]
     pub fn gauge(&self) -> Gauge {
-        Gauge(self.shared.clone())
+        Gauge(self.shared.clone(), self.desk.clone())
     }
 
     /// Waits until the stage has ended.
@@ -145,13 +181,16 @@ impl Detection {
 
 /// Tells how detection is to whoever shows it.
 #[derive(Debug, Clone)]
-pub struct Gauge(Arc<Mutex<Snapshot>>);
+pub struct Gauge(Arc<Mutex<Snapshot>>, Arc<Desk>);
 
 impl Gauge {
     /// How it is now.
     #[must_use]
     pub fn state(&self) -> Snapshot {
+        // First: what the rescan hands over after this is in the queue that the snapshot counts, or still owed.
+        let rescan = self.1.progress();
         let mut snapshot = lock(&self.0).clone();
+        snapshot.rescan = rescan;
         snapshot.worker_resident_bytes = snapshot.worker_pid.map_or(0, resident_bytes);
         snapshot
     }

@@ -1,9 +1,14 @@
 //! The detection thread: takes observations, keeps the worker busy, sends events. Decides little; `queue`, `cache`,
-//! `pool` and `events` do.
+//! `pool` and `events` do. What is lost here and elsewhere is told and looked at again (`losses`).
 
 use super::cache::{Cache, Known};
+use super::classes::{self, Origins};
+use super::concluded::Concluded;
 use super::events::{self, Item, Looked, What};
+use super::losses::Losses;
+use super::outgoing::Outgoing;
 use super::queue::{Next, Push, Pushed, Queue};
+use super::rescan::{Folder, Rescans, Told};
 use super::rules::RuleSources;
 use super::{Config, Snapshot, lock};
 use crate::host::{Host, Moment};
@@ -22,8 +27,6 @@ use vidette_protocol::wire::{self, HealthState, Trigger, Verdict};
 
 /// Observations that are taken before the worker is looked after again.
 const TAKEN_AT_ONCE_MAX: usize = 256;
-/// How often at most a gap of this stage's own queue is told.
-const GAP_PACE: Duration = Duration::from_secs(1);
 /// The longest sleep, so that no mistake in a deadline stops the stage for good.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
@@ -33,6 +36,7 @@ pub(super) struct Stage {
     pub(super) input: Receiver<Observation>,
     pub(super) out: Sender<wire::Event>,
     pub(super) reloads: Receiver<RuleSources>,
+    pub(super) rescans: Rescans,
     pub(super) shared: Arc<Mutex<Snapshot>>,
 }
 
@@ -44,24 +48,30 @@ struct InFlight {
     began_ns: i64,
 }
 
-struct Shed {
-    count: u64,
-    since: Moment,
-    tell_at: Instant,
+/// What became of an observation, for the counters.
+#[derive(Clone, Copy)]
+enum Fate {
+    Looked,
+    NoRoom,
+    Unreadable,
+    NoWorker,
 }
 
 struct Running {
     host: Host,
     telemetry: bool,
     counters: Arc<Counters>,
-    out: Sender<wire::Event>,
+    out: Outgoing,
     shared: Arc<Mutex<Snapshot>>,
     queue: Queue<OwnedFd, Item>,
+    origins: Origins,
     cache: Cache,
+    concluded: Concluded,
     pool: Pool,
     in_flight: HashMap<u64, InFlight>,
     last_id: u64,
-    shed: Option<Shed>,
+    losses: Losses,
+    rescans: Rescans,
     /// Of rule files that could not be read.
     source_errors: Vec<String>,
     /// The rules that were announced last.
@@ -72,8 +82,6 @@ struct Running {
     rules_refused: bool,
     worker_failed: bool,
     sandbox_told: bool,
-    /// Nobody takes events any more.
-    closed: bool,
 }
 
 impl Stage {
@@ -94,22 +102,24 @@ impl Stage {
         let mut running = Running {
             host: config.host,
             telemetry: config.telemetry,
+            out: Outgoing::new(self.out, self.counters.clone()),
             counters: self.counters,
-            out: self.out,
             shared: self.shared,
             queue: Queue::default(),
+            origins: Origins::default(),
             cache: Cache::default(),
+            concluded: Concluded::default(),
             pool,
             in_flight: HashMap::new(),
             last_id: 0,
-            shed: None,
+            losses: Losses::new(self.rescans.desk()),
+            rescans: self.rescans,
             source_errors,
             announced: None,
             rules_degraded: false,
             rules_refused: false,
             worker_failed: false,
             sandbox_told: false,
-            closed: false,
         };
         let outputs = running.pool.prepare(Instant::now());
         running.settle(outputs);
@@ -119,14 +129,15 @@ impl Stage {
 
 impl Running {
     fn go(&mut self, mut input: Receiver<Observation>, mut reloads: Receiver<RuleSources>) {
-        let mut open = true;
+        let (mut open, mut rescans_open) = (true, true);
         loop {
             self.work();
-            if self.closed || (!open && self.queue.is_empty() && self.in_flight.is_empty()) {
-                self.tell_gap();
-                return;
+            let empty = self.queue.is_empty() && self.in_flight.is_empty();
+            if self.out.is_closed() || (!open && !rescans_open && empty) {
+                return self.end();
             }
             let notes = self.pool.notes().clone();
+            let (out, told) = (self.out.sender(), self.told(rescans_open));
             select! {
                 recv(input) -> observation => match observation {
                     Ok(observation) => {
@@ -138,12 +149,21 @@ impl Running {
                     Err(_) => {
                         open = false;
                         input = never();
+                        self.rescans.stop();
                     }
                 },
                 recv(notes) -> note => if let Ok(note) = note {
                     let outputs = self.pool.note(note, Instant::now());
                     self.settle(outputs);
                 },
+                recv(told) -> told => match told {
+                    Ok(told) => self.told_by_rescan(told),
+                    Err(_) => {
+                        rescans_open = false;
+                        self.rescans.join();
+                    }
+                },
+                send(out, self.out.next()) -> sent => self.out.sent(sent.is_ok()),
                 recv(reloads) -> sources => match sources {
                     Ok(sources) => self.reload(&sources),
                     Err(_) => reloads = never(),
@@ -153,9 +173,26 @@ impl Running {
         }
     }
 
+    /// The rescan's channel, while there is room for its files.
+    fn told(&self, open: bool) -> Receiver<Told> {
+        if open && self.queue.has_room_for_sweeps() { self.rescans.told().clone() } else { never() }
+    }
+
+    fn end(&mut self) {
+        self.rescans.stop();
+        if let Some(gap) = self.losses.take() {
+            self.emit_gap(gap, Moment::now());
+        }
+        if let Some(gap) = self.out.shed_so_far() {
+            self.emit_gap(gap, Moment::now());
+        }
+        self.out.finish();
+        self.publish();
+    }
+
     fn sleep(&self) -> Duration {
         let held = self.queue.due_at().filter(|_| self.pool.room() > 0);
-        let dates = [self.pool.wake_at(), held, self.shed.as_ref().map(|shed| shed.tell_at)];
+        let dates = [self.pool.wake_at(), held, self.losses.tell_at(), self.out.tell_at()];
         let first = dates.into_iter().flatten().min();
         first.map_or(SLEEP_MAX, |at| at.saturating_duration_since(Instant::now()).min(SLEEP_MAX))
     }
@@ -169,12 +206,22 @@ impl Running {
             let Some(next) = self.queue.pop(now) else { break };
             self.look(next, now);
         }
-        if self.shed.as_ref().is_some_and(|shed| shed.tell_at <= now) {
-            self.tell_gap();
+        let gaps = [self.losses.overdue(now), self.out.overdue(now)];
+        for gap in gaps.into_iter().flatten() {
+            self.emit_gap(gap, Moment::now());
         }
+        self.out.drain();
+        self.publish();
+    }
+
+    fn publish(&mut self) {
+        let in_flight: usize = self.in_flight.values().map(|flight| flight.items.len()).sum();
+        self.counters.detection_waiting.set((self.queue.observations() + in_flight) as u64);
         let mut shared = lock(&self.shared);
         shared.worker_pid = self.pool.pid();
-        shared.queue_length = self.queue.len() + self.in_flight.len();
+        shared.queue_length = self.queue.len() + self.in_flight.len() + self.rescans.told().len();
+        shared.events_waiting = self.out.len();
+        shared.loss_untold = self.losses.tell_at().is_some();
         shared.poisoned = self.pool.poisoned();
         if shared.rules_version != self.pool.rules_version() {
             self.pool.rules_version().clone_into(&mut shared.rules_version);
@@ -182,39 +229,85 @@ impl Running {
     }
 
     fn emit(&mut self, event: wire::Event) {
-        self.closed |= self.out.send(event).is_err();
+        self.out.emit(event);
+    }
+
+    fn emit_gap(&mut self, gap: wire::Gap, at: Moment) {
+        let event = events::gap(&self.host, gap, at);
+        self.emit(event);
     }
 
     fn take(&mut self, observation: Observation) {
         self.counters.detection_seen.one();
         match observation {
             Observation::FileWritten { file, process, trigger, old_path, at } => {
-                self.enqueue(file, What::Written(process, trigger, old_path), at, false);
+                return self.enqueue(file, What::Written(process, trigger, old_path), at, true);
             }
             Observation::ProgramRun { process, image: Some(image), found, at } => {
-                self.enqueue(image, What::Run(process, found), at, true);
+                return self.enqueue(image, What::Run(process, found), at, true);
             }
             Observation::ProgramRun { process, image: None, found, at } => {
-                self.counters.detection_unscanned.one();
-                self.emit_telemetry(|host| events::run_without_image(host, process, found, at));
+                self.fare(Fate::Unreadable, 1);
+                return self.emit_telemetry(|host| events::run_without_image(host, process, found, at));
             }
             Observation::ProcessEnded { process, status, at } => {
                 self.emit_telemetry(|host| events::ended(host, process, status, at));
             }
-            Observation::Lost { gap, hot: _, at } => {
-                let event = events::gap(&self.host, gap, at);
-                self.emit(event);
+            Observation::Lost { gap, hot, at } => {
+                self.losses.elsewhere(&gap, hot);
+                self.emit_gap(gap, at);
             }
             Observation::NameChanged { action, file, old_path, folder, process, at } => {
-                let event = events::name_changed(&self.host, action, file, old_path, folder, process, at);
-                self.emit_telemetry(|_| event);
+                self.emit_telemetry(|host| {
+                    events::name_changed(host, action, file, old_path, folder, process, at)
+                });
             }
-            Observation::CameIntoView { .. } => {}
+            Observation::CameIntoView { folder, path, since_unix_ns, reason, at } => {
+                let folder = Folder { descriptor: Some(folder), path, since_unix_ns, reason };
+                if let Some(gap) = self.losses.came_into_view(folder, at) {
+                    self.emit_gap(gap, at);
+                }
+            }
             Observation::Health { health, at } => {
                 let event = events::health(&self.host, health, at);
                 self.emit(event);
             }
         }
+        self.fare(Fate::Looked, 1);
+    }
+
+    fn told_by_rescan(&mut self, told: Told) {
+        match told {
+            Told::Met(met) => {
+                self.counters.detection_seen.one();
+                if let Observation::FileWritten { file, process, trigger, old_path, at } = met.observation {
+                    self.enqueue(file, What::Written(process, trigger, old_path), at, met.new_name);
+                } else {
+                    self.fare(Fate::Looked, 1);
+                }
+            }
+            Told::Done(report) => {
+                self.counters.rescans.one();
+                self.counters.rescan_files.add(report.files);
+                self.counters.rescan_changed.add(report.changed);
+                let detail = report.detail();
+                tracing::info!(detail, "rescanned");
+                let event = events::rescanned(&self.host, report.whole, &detail);
+                self.emit(event);
+            }
+        }
+    }
+
+    /// Every observation ends in one of these, or was merged.
+    fn fare(&self, fate: Fate, observations: u64) {
+        let counter = match fate {
+            Fate::Looked => return self.counters.detection_passed.add(observations),
+            Fate::NoRoom => &self.counters.detection_lost_queue,
+            Fate::Unreadable => &self.counters.detection_lost_unreadable,
+            Fate::NoWorker => &self.counters.detection_lost_worker,
+        };
+        counter.add(observations);
+        self.counters.detection_unscanned.add(observations);
     }
 
     fn emit_telemetry(&mut self, event: impl FnOnce(&Host) -> wire::Event) {
@@ -224,57 +317,54 @@ impl Running {
         }
     }
 
-    fn enqueue(&mut self, file: OpenFile, what: What, at: Moment, urgent: bool) {
+    /// To the queue; what a rescan met and was looked at in this state only when `anew`.
+    fn enqueue(&mut self, file: OpenFile, what: What, at: Moment, anew: bool) {
         let item =
             Item { path: file.path, container_path: file.container_path, deleted: file.deleted, what, at };
         let stat = match rustix::fs::fstat(&file.descriptor) {
-            Ok(stat) => events::file(&stat),
-            Err(error) => {
-                let outcome = Outcome::NotScanned(format!("the file could not be looked at: {error}"));
-                return self.conclude(vec![item], wire::File::default(), outcome, "");
-            }
+            Ok(stat) => stat,
+            Err(error) => return self.unreadable(vec![item], error),
         };
-        let push = Push { id: (stat.device, stat.inode), file: file.descriptor, item, urgent };
+        if !anew && self.concluded.has(&FileKey::of(&stat), self.pool.rules_version()) {
+            return self.counters.detection_shed_known.one();
+        }
+        let stat = events::file(&stat);
+        let push = Push {
+            id: (stat.device, stat.inode),
+            file: file.descriptor,
+            kind: classes::kind(&item.what),
+            class: classes::class(&item.what, &stat, &item.path),
+            share: self.origins.share(&item.what, &stat),
+            item,
+        };
         match self.queue.push(push, Instant::now()) {
             Pushed::Queued => {}
-            Pushed::Replaced(_) => self.counters.detection_coalesced.one(),
-            Pushed::Full(_, item) => {
-                self.shed_one(item.at);
-                let outcome = Outcome::NotScanned("too many files were waiting to be scanned".into());
-                self.conclude(vec![item], stat, outcome, "");
-            }
+            Pushed::Merged(_) => self.counters.detection_shed_coalesced.one(),
+            Pushed::Displaced(next) => self.shed(&next.file, next.items),
+            Pushed::Full(file, item) => self.shed(&file, vec![item]),
         }
     }
 
-    fn shed_one(&mut self, at: Moment) {
-        let shed =
-            self.shed.get_or_insert_with(|| Shed { count: 0, since: at, tell_at: Instant::now() + GAP_PACE });
-        shed.count += 1;
+    /// There was no room: recorded, told in a gap, and looked at again.
+    fn shed(&mut self, file: &OwnedFd, items: Vec<Item>) {
+        let stat = rustix::fs::fstat(file).map(|stat| events::file(&stat)).unwrap_or_default();
+        for item in &items {
+            self.losses.here(&item.path, item.at, stat.ctime_unix_ns);
+        }
+        let outcome = Outcome::NotScanned("too many files were waiting to be scanned".into());
+        self.conclude(items, stat, outcome, "", Fate::NoRoom);
     }
 
-    fn tell_gap(&mut self) {
-        let Some(shed) = self.shed.take() else { return };
-        let now = Moment::now();
-        let gap = wire::Gap {
-            reason: wire::GapReason::DetectionQueue.into(),
-            count: Some(shed.count),
-            from_unix_ns: shed.since.unix_ns,
-            to_unix_ns: now.unix_ns,
-            detail: "files were not scanned because too many were waiting".to_owned(),
-            ..Default::default()
-        };
-        let event = events::gap(&self.host, gap, now);
-        self.emit(event);
+    fn unreadable(&mut self, items: Vec<Item>, error: rustix::io::Errno) {
+        let outcome = Outcome::NotScanned(format!("the file could not be looked at: {error}"));
+        self.conclude(items, wire::File::default(), outcome, "", Fate::Unreadable);
     }
 
     /// Answers from the cache, or hands the file to the worker.
     fn look(&mut self, next: Next<OwnedFd, Item>, now: Instant) {
         let stat = match rustix::fs::fstat(&next.file) {
             Ok(stat) => stat,
-            Err(error) => {
-                let outcome = Outcome::NotScanned(format!("the file could not be looked at: {error}"));
-                return self.conclude(next.items, wire::File::default(), outcome, "");
-            }
+            Err(error) => return self.unreadable(next.items, error),
         };
         let (key, file) = (FileKey::of(&stat), events::file(&stat));
         let began_ns = Moment::now().unix_ns;
@@ -283,7 +373,7 @@ impl Running {
             && let Some(known) = self.cache.get(&key, &rules_version, began_ns)
         {
             self.counters.detection_cached.one();
-            return self.conclude(next.items, file, recalled(known), &rules_version);
+            return self.conclude(next.items, file, recalled(known), &rules_version, Fate::Looked);
         }
         self.last_id += 1;
         self.in_flight.insert(self.last_id, InFlight { key, file, items: next.items, began_ns });
@@ -331,20 +421,35 @@ impl Running {
         if let Outcome::Scanned(scan) = &done.outcome {
             self.counters.detection_scanned.one();
             if let Ok(after) = rustix::fs::fstat(&done.file) {
-                self.cache.put(&flight.key, &FileKey::of(&after), flight.began_ns, &done.rules_version, scan);
+                let after = FileKey::of(&after);
+                self.cache.put(&flight.key, &after, flight.began_ns, &done.rules_version, scan);
+                if scan.stable {
+                    self.concluded.put(&flight.key, &after, flight.began_ns, &done.rules_version);
+                }
             }
         }
-        self.conclude(flight.items, flight.file, done.outcome, &done.rules_version);
+        let fate = match &done.outcome {
+            Outcome::Scanned(_) | Outcome::TimedOut(_) | Outcome::Died(_) => Fate::Looked,
+            Outcome::NotScanned(_) => Fate::NoWorker,
+        };
+        self.conclude(flight.items, flight.file, done.outcome, &done.rules_version, fate);
     }
 
-    /// Every observation gets its events.
-    fn conclude(&mut self, items: Vec<Item>, file: wire::File, outcome: Outcome, rules_version: &str) {
+    /// Every observation gets its events: a run its own detection, all that was done to the file one of the newest.
+    fn conclude(
+        &mut self,
+        items: Vec<Item>,
+        file: wire::File,
+        outcome: Outcome,
+        rules_version: &str,
+        fate: Fate,
+    ) {
+        self.fare(fate, items.len() as u64);
         let looked = Looked::new(file, outcome, rules_version);
-        if looked.verdict == Verdict::NotScanned {
-            self.counters.detection_unscanned.add(items.len() as u64);
-        }
-        for item in items {
-            if let Some(event) = looked.detection(&self.host, &item) {
+        let newest = items.iter().rposition(|item| !matches!(item.what, What::Run(..)));
+        for (number, item) in items.into_iter().enumerate() {
+            let own = matches!(item.what, What::Run(..)) || Some(number) == newest;
+            if own && let Some(event) = looked.detection(&self.host, &item) {
                 self.emit(event);
             }
             self.emit_telemetry(|host| looked.telemetry(host, item));

@@ -140,9 +140,13 @@ pub struct Run {
 pub struct Tally {
     /// Events committed, gaps included.
     pub appended: u64,
+    /// Events of the outbox's own: gaps, health.
+    pub made: u64,
     /// Events removed by the bound.
     pub lost: u64,
-    /// Detections of a catch-up that had been committed before it.
+    /// Events beyond the limits of an event.
+    pub oversized: u64,
+    /// Detections of a rescan that had been committed before it.
     pub merged: u64,
     /// Events acknowledged.
     pub acked: u64,
@@ -331,7 +335,7 @@ impl Db {
             Ok(body) => self.insert(class, rank, now.unix_ns, &body),
             Err(bytes) => {
                 tracing::error!(bytes, %class, "an event is beyond its limits and was dropped: report this");
-                self.tally.lost += 1;
+                self.tally.oversized += 1;
                 let detail =
                     format!("an event of class {class} is {bytes} bytes long or beyond another limit");
                 self.gap(
@@ -360,7 +364,10 @@ impl Db {
     fn gap(&mut self, gap: wire::Gap, now: Moment) -> rusqlite::Result<()> {
         let event = self.host.event(now, wire::Severity::Medium, Kind::Gap(gap));
         match cut::encode(event) {
-            Ok(body) => self.insert(Class::Alert, Rank::Gap, now.unix_ns, &body),
+            Ok(body) => {
+                self.tally.made += 1;
+                self.insert(Class::Alert, Rank::Gap, now.unix_ns, &body)
+            }
             Err(bytes) => {
                 tracing::error!(bytes, "a gap event is beyond its limits: report this");
                 Ok(())
@@ -524,6 +531,7 @@ impl Db {
                 .into(),
         };
         let event = self.host.event(now, wire::Severity::Medium, Kind::Health(health));
+        self.tally.made += 1;
         self.append(event, now)?;
         Ok(Answer::Epoch(self.epoch))
     }

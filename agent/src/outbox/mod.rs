@@ -14,7 +14,7 @@ pub mod cut;
 pub mod file;
 /// The thread that owns the database.
 pub mod owner;
-/// Detections that a catch-up meets a second time.
+/// Detections that a rescan meets a second time.
 mod reported;
 /// What can be read of a damaged one.
 pub mod salvage;

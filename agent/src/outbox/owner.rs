@@ -38,6 +38,8 @@ pub(super) struct Owner {
     input: Receiver<wire::Event>,
     requests: Receiver<Request>,
     db: Option<Db>,
+    /// Events that the database held after the last commit.
+    held: u64,
     events: Vec<wire::Event>,
     waiting: Vec<Request>,
     input_open: bool,
@@ -62,6 +64,9 @@ impl Owner {
         requests: Receiver<Request>,
         db: Db,
     ) -> Self {
+        let held = db.waiting().0;
+        counters.outbox_found.add(held);
+        counters.outbox_waiting.set(held);
         Self {
             config,
             counters,
@@ -69,6 +74,7 @@ impl Owner {
             input,
             requests,
             db: Some(db),
+            held,
             events: Vec::new(),
             waiting: Vec::new(),
             input_open: true,
@@ -196,8 +202,15 @@ impl Owner {
             Request::Work(work, _) => Some(work.clone()),
             Request::Stop => None,
         }));
+        let taken = work.iter().map(|work| if let Work::Append(events) = work { events.len() } else { 0 });
+        let taken: usize = taken.sum();
         match db.apply(&work, Moment::now()) {
             Ok((answers, tally)) => {
+                self.held = db.waiting().0;
+                self.counters.outbox_seen.add(taken as u64);
+                self.counters.outbox_made.add(tally.made);
+                self.counters.outbox_lost_oversized.add(tally.oversized);
+                self.counters.outbox_waiting.set(self.held);
                 self.counters.outbox_appended.add(tally.appended);
                 self.counters.outbox_merged.add(tally.merged);
                 self.counters.outbox_lost_bound.add(tally.lost);
@@ -258,6 +271,7 @@ impl Owner {
             suspect.as_deref(),
         ) {
             Ok(db) => {
+                self.account_for(db.waiting().0);
                 self.db = Some(db);
                 self.report_recovery();
             }
@@ -269,6 +283,14 @@ impl Owner {
                 }
             }
         }
+    }
+
+    /// A database that was set aside and salvaged holds fewer events, or more by the gap that says so.
+    fn account_for(&mut self, found: u64) {
+        self.counters.outbox_found.add(found.saturating_sub(self.held));
+        self.counters.outbox_lost_damaged.add(self.held.saturating_sub(found));
+        self.counters.outbox_waiting.set(found);
+        self.held = found;
     }
 
     /// Goes in with the next commit. When that fails too, it is said once, not once a try.

@@ -1,8 +1,10 @@
-//! Detections that a catch-up meets a second time: the same file in the same state, by the same rules.
+//! Detections that a rescan meets a second time: the same file in the same state, by the same rules.
 //!
-//! After a crash nobody can say which of the last detections were committed, so the catch-up looks at all of them
-//! again. What was committed is known here, in the same transaction, and is not kept twice. Only a pair of which one
-//! was met by a catch-up is merged: two writes of a file are two events, however alike.
+//! After a crash nobody can say which of the last detections were committed, and after a loss nobody which files
+//! were seen, so the rescan looks at all of them again. What was committed is known here, in the same transaction,
+//! and is not kept twice. Only a pair of which one was met by a rescan is merged: two writes of a file are two
+//! events, however alike. A run is always an event of its own, but a file that was detected when it ran is known to
+//! a later rescan.
 
 use rusqlite::{Connection, OptionalExtension, params};
 use vidette_protocol::wire::{self, Trigger, event::Kind};
@@ -16,17 +18,11 @@ const REPORTED_MAX: i64 = 65_536;
 /// SQLite's.
 pub(super) fn is_known(connection: &Connection, event: &wire::Event) -> rusqlite::Result<bool> {
     let Some(Kind::Detection(detection)) = &event.kind else { return Ok(false) };
-    let swept = match detection.trigger() {
-        Trigger::Sweep => true,
-        Trigger::CloseWrite => false,
-        Trigger::Exec
-        | Trigger::Rename
-        | Trigger::Link
-        | Trigger::Attributes
-        | Trigger::Request
-        | Trigger::Unspecified => {
-            return Ok(false);
-        }
+    let (swept, always_kept) = match detection.trigger() {
+        Trigger::Sweep => (true, false),
+        Trigger::CloseWrite | Trigger::Rename | Trigger::Link | Trigger::Attributes => (false, false),
+        Trigger::Exec => (false, true),
+        Trigger::Request | Trigger::Unspecified => return Ok(false),
     };
     let Some(file) = &detection.file else { return Ok(false) };
     let key = params![
@@ -41,7 +37,7 @@ pub(super) fn is_known(connection: &Connection, event: &wire::Event) -> rusqlite
                AND (swept OR ?6)";
     let known: Option<bool> = connection.prepare_cached(sql)?.query_row(key, |row| row.get(0)).optional()?;
     if known.is_some() {
-        return Ok(true);
+        return Ok(!always_kept);
     }
     let sql = "INSERT OR IGNORE INTO reported (device, inode, ctime, size, rules, swept) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
     connection.prepare_cached(sql)?.execute(key)?;
@@ -62,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_catch_up_meets_again_is_known() {
+    fn only_what_a_rescan_meets_again_is_known() {
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch(include_str!("schema/0001.sql")).unwrap();
         let known = |trigger, inode| is_known(&connection, &detection(trigger, inode)).unwrap();
@@ -71,8 +67,14 @@ mod tests {
         assert!(known(Trigger::Sweep, 1), "committed before the crash");
         assert!(!known(Trigger::Sweep, 2));
         assert!(known(Trigger::Sweep, 2));
-        assert!(known(Trigger::CloseWrite, 2), "the catch-up was faster than the sensor");
-        assert!(!known(Trigger::Exec, 2));
+        assert!(known(Trigger::CloseWrite, 2), "the rescan was faster than the sensor");
+        assert!(!known(Trigger::Exec, 2), "a run is an event of its own");
+        for (inode, trigger) in
+            [(3, Trigger::Exec), (4, Trigger::Rename), (5, Trigger::Link), (6, Trigger::Attributes)]
+        {
+            assert!(!known(trigger, inode) && !known(trigger, inode), "{trigger:?} twice is two events");
+            assert!(known(Trigger::Sweep, inode), "{trigger:?} was committed before the rescan");
+        }
         assert!(!is_known(&connection, &wire::Event::default()).unwrap());
     }
 }

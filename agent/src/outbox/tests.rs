@@ -316,7 +316,7 @@ async fn a_write_that_fails_costs_no_event() {
 }
 
 #[test]
-fn what_a_catch_up_meets_again_is_kept_once_and_counted() {
+fn what_a_rescan_meets_again_is_kept_once_and_counted() {
     let folder = tempfile::tempdir().unwrap();
     let (send, input) = crossbeam_channel::bounded(100);
     let config = Config { folder: folder.path().to_path_buf(), bytes_max: 1 << 30, host: host() };
@@ -330,5 +330,52 @@ fn what_a_catch_up_meets_again_is_kept_once_and_counted() {
     drop(send);
     outbox.join();
     assert_eq!((counters.outbox_appended.get(), counters.outbox_merged.get()), (1, 1));
+    balanced(&counters);
     assert_eq!(all(&mut open(folder.path()), Class::Alert).len(), 1);
+}
+
+/// What went in, what the outbox made itself, and what became of it.
+fn balanced(counters: &Counters) {
+    for equation in counters.equations() {
+        assert!(equation.holds(), "{equation:?}");
+    }
+}
+
+#[tokio::test]
+async fn every_event_is_accounted_for_over_the_bound_acks_and_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config { folder: folder.path().to_path_buf(), bytes_max: 64 << 10, host: host() };
+    for (round, found) in [(1, false), (2, true)] {
+        let (send, input) = crossbeam_channel::bounded(100);
+        let counters = Arc::new(Counters::default());
+        let outbox = start(config.clone(), counters.clone(), input).unwrap();
+        let handle = outbox.handle();
+        for number in 0..1000 {
+            let detail = "x".repeat(number % 300);
+            let kind = match number % 3 {
+                0 => Kind::File(wire::FileEvent { detail, ..Default::default() }),
+                1 => Kind::Audit(wire::Audit { detail, ..Default::default() }),
+                _ => Kind::Detection(wire::Detection {
+                    trigger: wire::Trigger::Sweep.into(),
+                    detail,
+                    file: Some(wire::File { inode: number as u64 % 7, ..Default::default() }),
+                    ..Default::default()
+                }),
+            };
+            send.send(wire::Event { kind: Some(kind), ..Default::default() }).unwrap();
+        }
+        let epoch = handle.state().await.unwrap().epoch;
+        let last = handle.state().await.unwrap().classes[0].last;
+        handle.forget(Class::Alert, epoch, last / 2).await.unwrap();
+        handle.set_aside(Class::Alert, epoch, last / 2 + 1, last, 1, "no").await.unwrap();
+        handle.new_epoch().await.unwrap();
+        drop(send);
+        tokio::task::spawn_blocking(move || outbox.join()).await.unwrap();
+        balanced(&counters);
+        assert_eq!(counters.outbox_found.get() > 0, found, "round {round}");
+        assert_eq!(counters.outbox_seen.get(), 1000);
+        for counter in [&counters.outbox_lost_bound, &counters.outbox_merged, &counters.outbox_made] {
+            assert!(counter.get() > 0, "round {round}: {:?}", counters.all());
+        }
+    }
 }

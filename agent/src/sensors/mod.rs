@@ -15,6 +15,8 @@ use vidette_protocol::wire;
 
 /// The process table: who is who.
 mod processes;
+/// Folders where something happened lately.
+pub mod hot;
 /// The one door to detection.
 mod outlet;
 /// Names of users.

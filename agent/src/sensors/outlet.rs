@@ -3,6 +3,7 @@
 //! Assumes that the channel is bounded. What it hands over is detection's.
 
 use super::Observation;
+use super::hot::Hot;
 use crate::host::Moment;
 use crate::telemetry::Counters;
 use crossbeam_channel::{Sender, TrySendError};
@@ -24,6 +25,7 @@ pub(crate) struct Outlet {
     out: Sender<Observation>,
     counters: Arc<Counters>,
     paths: Paths,
+    hot: Hot,
     losses: Vec<Loss>,
     health: Vec<wire::Health>,
 }
@@ -65,7 +67,7 @@ impl Outlet {
     /// A door to `out`.
     #[must_use]
     pub(crate) fn new(out: Sender<Observation>, counters: Arc<Counters>, paths: Paths) -> Self {
-        Self { out, counters, paths, losses: Vec::new(), health: Vec::new() }
+        Self { out, counters, paths, hot: Hot::default(), losses: Vec::new(), health: Vec::new() }
     }
 
     /// The filter.
@@ -103,6 +105,7 @@ impl Outlet {
     /// A file or a program: true when detection has it.
     pub(crate) fn pass(&mut self, observation: Observation, now: Moment) -> bool {
         self.counters.sensor_seen.one();
+        self.warm(&observation);
         match self.out.try_send(observation) {
             Ok(()) => {
                 self.counters.sensor_passed.one();
@@ -119,6 +122,19 @@ impl Outlet {
                 });
                 false
             }
+        }
+    }
+
+    /// Remembers where it happened: a loss is likely to be there too.
+    fn warm(&mut self, observation: &Observation) {
+        match observation {
+            Observation::FileWritten { file, .. } => self.hot.file(&file.path),
+            Observation::NameChanged { file, .. } => self.hot.file(&file.path),
+            Observation::CameIntoView { path, .. } => self.hot.folder(path),
+            Observation::ProgramRun { .. }
+            | Observation::ProcessEnded { .. }
+            | Observation::Lost { .. }
+            | Observation::Health { .. } => {}
         }
     }
 
@@ -141,7 +157,7 @@ impl Outlet {
                 detail: loss.detail.clone(),
                 ..wire::Gap::default()
             };
-            if self.out.try_send(Observation::Lost { gap, hot: Vec::new(), at: now }).is_err() {
+            if self.out.try_send(Observation::Lost { gap, hot: self.hot.list(), at: now }).is_err() {
                 return;
             }
             self.losses.remove(0);
@@ -213,6 +229,22 @@ mod tests {
         assert_eq!(gap.reason, GapReason::DetectionQueue as i32);
         assert_eq!(counters.sensor_lost_queue.get(), 5);
         balance(&counters);
+    }
+
+    #[test]
+    fn a_loss_names_the_folders_where_something_happened_lately() {
+        let (out, input) = crossbeam_channel::bounded(9);
+        let mut outlet = Outlet::new(out, Arc::default(), Paths::default());
+        for path in ["/a/x", "/b/x", "/a/y"] {
+            let file = wire::File { path: path.into(), ..Default::default() };
+            let action = wire::FileAction::Deleted;
+            let (old_path, folder, process, at) = (Vec::new(), false, None, moment(1));
+            outlet.pass(Observation::NameChanged { action, file, old_path, folder, process, at }, moment(1));
+        }
+        outlet.lost(GapReason::KernelQueue, None, moment(1), moment(2), "x");
+        outlet.flush(moment(3));
+        let Observation::Lost { hot, .. } = input.try_iter().last().unwrap() else { panic!("not a gap") };
+        assert_eq!(hot, [b"/a".to_vec(), b"/b".to_vec()]);
     }
 
     #[test]

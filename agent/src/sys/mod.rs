@@ -15,6 +15,8 @@ pub mod connector;
 /// Linux: how urgent a thread is.
 #[cfg(target_os = "linux")]
 pub mod schedule;
+/// Gives way to everybody else.
+pub mod background;
 /// Gives up every right that the worker does not need.
 #[cfg(target_os = "linux")]
 pub mod sandbox;

@@ -2,7 +2,7 @@
 //! refuses, because an event beyond its limits does not come from an agent of ours.
 
 use crate::limits::{
-    ARGS_BYTES_MAX, ARGS_MAX, EVENT_BYTES_MAX, LIST_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX,
+    ANCESTORS_MAX, ARGS_BYTES_MAX, ARGS_MAX, EVENT_BYTES_MAX, LIST_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX,
     PATTERN_DATA_BYTES_MAX, PATTERNS_MAX, RULES_MAX, TEXT_BYTES_MAX,
 };
 use crate::wire::{self, event::Kind};
@@ -81,6 +81,7 @@ fn check_file_event(event: &wire::FileEvent) -> Result<(), TooLong> {
 
 fn check_file(file: &wire::File) -> Result<(), TooLong> {
     at_most("path", file.path.len(), PATH_BYTES_MAX)?;
+    at_most("path in the container", file.container_path.len(), PATH_BYTES_MAX)?;
     at_most("digest", file.blake3.len(), 32)?;
     at_most("digest", file.sha256.len(), 32)
 }
@@ -92,6 +93,14 @@ fn check_process(process: &wire::Process) -> Result<(), TooLong> {
     at_most("process name", process.name.len(), NAME_BYTES_MAX)?;
     at_most("user name", process.user_name.len(), NAME_BYTES_MAX)?;
     check_args(&process.args)?;
+    at_most("control group", process.cgroup.len(), PATH_BYTES_MAX)?;
+    at_most("container id", process.container_id.len(), NAME_BYTES_MAX)?;
+    at_most("ancestors", process.ancestors.len(), ANCESTORS_MAX)?;
+    process.ancestors.iter().try_for_each(|ancestor| {
+        at_most("entity id", ancestor.entity_id.len(), NAME_BYTES_MAX)?;
+        at_most("executable", ancestor.executable.len(), PATH_BYTES_MAX)?;
+        at_most("process name", ancestor.name.len(), NAME_BYTES_MAX)
+    })?;
     process.parent.iter().try_for_each(|parent| {
         at_most("entity id", parent.entity_id.len(), NAME_BYTES_MAX)?;
         at_most("executable", parent.executable.len(), PATH_BYTES_MAX)?;
@@ -171,6 +180,7 @@ fn cut_actors(file: &mut Option<wire::File>, process: &mut Option<wire::Process>
     if let Some(file) = file {
         cut |=
             bytes(&mut file.path, PATH_BYTES_MAX) | bytes(&mut file.blake3, 32) | bytes(&mut file.sha256, 32);
+        cut |= bytes(&mut file.container_path, PATH_BYTES_MAX);
     }
     if let Some(process) = process {
         cut |= cut_process(process);
@@ -183,6 +193,12 @@ fn cut_process(process: &mut wire::Process) -> bool {
         text(&mut process.entity_id, NAME_BYTES_MAX) | bytes(&mut process.executable, PATH_BYTES_MAX);
     cut |= bytes(&mut process.working_directory, PATH_BYTES_MAX) | bytes(&mut process.name, NAME_BYTES_MAX);
     cut |= bytes(&mut process.user_name, NAME_BYTES_MAX) | cut_args(&mut process.args);
+    cut |= bytes(&mut process.cgroup, PATH_BYTES_MAX) | text(&mut process.container_id, NAME_BYTES_MAX);
+    cut |= list(&mut process.ancestors, ANCESTORS_MAX);
+    for ancestor in &mut process.ancestors {
+        cut |= text(&mut ancestor.entity_id, NAME_BYTES_MAX) | bytes(&mut ancestor.name, NAME_BYTES_MAX);
+        cut |= bytes(&mut ancestor.executable, PATH_BYTES_MAX);
+    }
     if let Some(parent) = &mut process.parent {
         cut |= text(&mut parent.entity_id, NAME_BYTES_MAX) | bytes(&mut parent.executable, PATH_BYTES_MAX);
         cut |= bytes(&mut parent.name, NAME_BYTES_MAX) | cut_args(&mut parent.args);
@@ -254,12 +270,19 @@ mod tests {
             path: name(PATH_BYTES_MAX),
             blake3: name(32),
             sha256: name(32),
+            container_path: name(PATH_BYTES_MAX),
             ..Default::default()
         };
         let parent = wire::ParentProcess {
             executable: name(PATH_BYTES_MAX),
             args: args(),
             name: name(256),
+            ..Default::default()
+        };
+        let ancestor = wire::Ancestor {
+            entity_id: words(NAME_BYTES_MAX),
+            executable: name(PATH_BYTES_MAX),
+            name: name(NAME_BYTES_MAX),
             ..Default::default()
         };
         let process = wire::Process {
@@ -269,6 +292,9 @@ mod tests {
             working_directory: name(PATH_BYTES_MAX),
             user_name: name(NAME_BYTES_MAX),
             parent: Some(parent),
+            cgroup: name(PATH_BYTES_MAX),
+            container_id: words(NAME_BYTES_MAX),
+            ancestors: vec![ancestor; size(ANCESTORS_MAX)],
             ..Default::default()
         };
         let pattern =

@@ -20,6 +20,8 @@ pub const NAME_BYTES_MAX: usize = 256;
 pub const ARGS_MAX: usize = 256;
 /// All arguments of one process together. Bytes.
 pub const ARGS_BYTES_MAX: usize = 16 << 10;
+/// Ancestors of one process, beyond its parent.
+pub const ANCESTORS_MAX: usize = 16;
 /// Rules in one detection.
 pub const RULES_MAX: usize = 64;
 /// Patterns of one rule in one detection.
@@ -36,5 +38,7 @@ pub const JOIN_BYTES_MAX: usize = 32 << 10;
 const _: () = assert!(BATCH_BYTES_MAX + 4096 <= FRAME_BYTES_MAX);
 const _: () = assert!(EVENT_BYTES_MAX < BATCH_BYTES_MAX);
 const _: () = assert!(BATCH_BYTES_MAX <= BATCH_UNPACKED_BYTES_MAX);
-const _: () = assert!(2 * PATH_BYTES_MAX + 2 * ARGS_BYTES_MAX < EVENT_BYTES_MAX);
+const _: () = assert!(
+    (ANCESTORS_MAX + 8) * (PATH_BYTES_MAX + 3 * NAME_BYTES_MAX) + 2 * ARGS_BYTES_MAX < EVENT_BYTES_MAX
+);
 const _: () = assert!(RULES_MAX * PATTERNS_MAX * PATTERN_DATA_BYTES_MAX < EVENT_BYTES_MAX);

@@ -5,7 +5,7 @@
 use prost::Message;
 use vidette_protocol::check;
 use vidette_protocol::limits::{
-    ARGS_BYTES_MAX, ARGS_MAX, EVENT_BYTES_MAX, LIST_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX,
+    ANCESTORS_MAX, ARGS_BYTES_MAX, ARGS_MAX, EVENT_BYTES_MAX, LIST_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX,
     PATTERN_DATA_BYTES_MAX, PATTERNS_MAX, RULES_MAX, TEXT_BYTES_MAX,
 };
 use vidette_protocol::wire::{self, event::Kind};
@@ -86,6 +86,7 @@ fn cut_detection(detection: &mut wire::Detection) {
 
 fn cut_file(file: &mut wire::File) {
     file.path.truncate(PATH_BYTES_MAX);
+    file.container_path.truncate(PATH_BYTES_MAX);
 }
 
 fn cut_process(process: &mut wire::Process) {
@@ -95,6 +96,14 @@ fn cut_process(process: &mut wire::Process) {
     process.name.truncate(NAME_BYTES_MAX);
     process.user_name.truncate(NAME_BYTES_MAX);
     cut_args(&mut process.args);
+    process.cgroup.truncate(PATH_BYTES_MAX);
+    text(&mut process.container_id, NAME_BYTES_MAX);
+    process.ancestors.truncate(ANCESTORS_MAX);
+    for ancestor in &mut process.ancestors {
+        text(&mut ancestor.entity_id, NAME_BYTES_MAX);
+        ancestor.executable.truncate(PATH_BYTES_MAX);
+        ancestor.name.truncate(NAME_BYTES_MAX);
+    }
     if let Some(parent) = &mut process.parent {
         text(&mut parent.entity_id, NAME_BYTES_MAX);
         parent.executable.truncate(PATH_BYTES_MAX);

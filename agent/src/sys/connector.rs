@@ -75,6 +75,11 @@ pub enum What {
         /// Its new id.
         gid: u32,
     },
+    /// setsid(2) succeeded: it leads a session that is called like itself.
+    Session {
+        /// The process.
+        pid: u32,
+    },
     /// The leader of a thread group ended.
     Exit {
         /// The process.
@@ -82,7 +87,7 @@ pub enum What {
         /// wait(2) status.
         status: u32,
     },
-    /// A thread came or went, a session, a trace, a name: not used.
+    /// A thread came or went, a trace, a name: not used.
     Other,
 }
 
@@ -203,6 +208,8 @@ fn parse_what(what: u32, data: &[u8]) -> Option<What> {
         4 => What::User { pid: number(data, 4)?, uid: number(data, 12)? },
         0x40 => What::Group { pid: number(data, 4)?, gid: number(data, 12)? },
         // pid, tgid, status
+        // pid, tgid
+        0x80 => What::Session { pid: number(data, 4)? },
         0x8000_0000 if number(data, 0)? == number(data, 4)? => {
             What::Exit { pid: number(data, 4)?, status: number(data, 8)? }
         }
@@ -242,6 +249,7 @@ mod tests {
             (2, [51, 50, 0, 0], What::Exec { pid: 50 }),
             (4, [50, 50, 1000, 0], What::User { pid: 50, uid: 0 }),
             (0x40, [50, 50, 1000, 5], What::Group { pid: 50, gid: 5 }),
+            (0x80, [51, 50, 0, 0], What::Session { pid: 50 }),
             (0x8000_0000, [50, 50, 256, 17], What::Exit { pid: 50, status: 256 }),
         ];
         for (number, data, what) in all {

@@ -64,6 +64,8 @@ pub struct Event {
     pub target: Target,
     /// The process, when it still is one.
     pub pidfd: Option<OwnedFd>,
+    /// The kernel said that it is none any more (FAN_NOPIDFD): it was waited for.
+    pub reaped: bool,
 }
 
 /// What one read gave.
@@ -163,6 +165,7 @@ fn own_events(bytes: &[u8]) -> io::Result<Vec<Event>> {
                 None => Target::Failed(event.fd.saturating_neg()),
             },
             pidfd: event.pidfd.and_then(own),
+            reaped: event.pidfd == Some(libc::FAN_NOPIDFD),
         })
         .collect())
 }

@@ -12,6 +12,7 @@ const TYPE_MASK: u32 = 0o170_000;
 
 pub(super) fn put_file(record: &mut Record, file: &wire::File) {
     put_path(record, &file.path);
+    record.name("vidette.file.container_path", &file.container_path);
     // A file that was looked at has an inode; one known by name only says nothing of its owner.
     if file.inode != 0 || file.mode != 0 {
         record.put("file.size", file.size);
@@ -93,6 +94,49 @@ pub(super) fn put_process(record: &mut Record, process: &wire::Process, role: &s
     }
     record.put("vidette.process.source", words::source(process.source));
     record.text("vidette.process.role", role);
+    put_session(record, process);
+    put_ancestors(record, &process.ancestors);
+    process.sources.iter().for_each(|sources| put_sources(record, sources));
+}
+
+/// Whose login it descends from, and where it is confined.
+fn put_session(record: &mut Record, process: &wire::Process) {
+    for (field, number) in [
+        ("vidette.process.login_uid", process.login_uid),
+        ("vidette.process.login_session", process.login_session),
+        ("vidette.process.session", process.session),
+    ] {
+        if let Some(number) = number {
+            record.put(field, number);
+        }
+    }
+    record.name("vidette.process.cgroup", &process.cgroup);
+    record.text("container.id", &process.container_id);
+}
+
+/// `executable(pid)` for people, the parent's parent first, and the ids for programs, in the same order. One
+/// whose executable is not known is called by its name.
+fn put_ancestors(record: &mut Record, ancestors: &[wire::Ancestor]) {
+    let shown = |ancestor: &wire::Ancestor| {
+        let name = if ancestor.executable.is_empty() { &ancestor.name } else { &ancestor.executable };
+        [name.as_slice(), format!("({})", ancestor.pid).as_bytes()].concat()
+    };
+    record.names("vidette.process.ancestors", &ancestors.iter().map(shown).collect::<Vec<_>>());
+    let ids: Vec<&str> = ancestors.iter().map(|ancestor| ancestor.entity_id.as_str()).collect();
+    record.list("vidette.process.ancestor_entity_ids", &ids);
+}
+
+fn put_sources(record: &mut Record, sources: &wire::Sources) {
+    for (part, source) in [
+        ("start", sources.start),
+        ("parent", sources.parent),
+        ("args", sources.args),
+        ("user", sources.user),
+        ("login", sources.login),
+        ("cgroup", sources.cgroup),
+    ] {
+        record.put(&format!("vidette.process.sources.{part}"), words::source(source));
+    }
 }
 
 fn put_parent(record: &mut Record, parent: &wire::ParentProcess) {

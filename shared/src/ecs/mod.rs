@@ -201,6 +201,9 @@ fn put_detection(record: &mut Record, detection: &wire::Detection) {
 
 fn put_file_event(record: &mut Record, event: &wire::FileEvent) {
     event.file.iter().for_each(|file| actors::put_file(record, file));
+    if event.folder {
+        record.put("file.type", "dir");
+    }
     record.name("vidette.file.old_path", &event.old_path);
     event
         .process

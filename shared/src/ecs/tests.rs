@@ -22,6 +22,7 @@ fn hostile_event(seed: u64) -> wire::Event {
         mode: 0o100_644,
         sha256: vec![1; 32],
         blake3: vec![2; 32],
+        container_path: name(),
         ..Default::default()
     };
     let parent = wire::ParentProcess {
@@ -40,6 +41,9 @@ fn hostile_event(seed: u64) -> wire::Event {
         uid: Some(0),
         user_name: name(),
         parent: Some(parent),
+        cgroup: name(),
+        ancestors: vec![wire::Ancestor { pid: 1, executable: name(), ..Default::default() }],
+        sources: Some(wire::Sources::default()),
         ..Default::default()
     };
     let mut text = || String::from_utf8_lossy(&name()).into_owned();
@@ -78,7 +82,7 @@ fn hostile_event(seed: u64) -> wire::Event {
 
 /// The bytes of a name, as a reader of the JSON finds them.
 fn exact_bytes(record: &Map<String, Value>, field: &str) -> Vec<u8> {
-    match record.get(&format!("vidette.{field}_base64")) {
+    match record.get(&exact(field)) {
         Some(exact) => BASE64.decode(exact.as_str().unwrap().as_bytes()).unwrap(),
         None => record.get(field).map(|text| text.as_str().unwrap().as_bytes().to_vec()).unwrap_or_default(),
     }
@@ -119,6 +123,8 @@ fn every_name_can_be_recovered_exactly() {
             ("user.name", &process.user_name),
             ("process.parent.name", &parent.name),
             ("process.parent.executable", &parent.executable),
+            ("vidette.process.cgroup", &process.cgroup),
+            ("vidette.file.container_path", &file.container_path),
         ] {
             assert_eq!(&exact_bytes(&record, field), name, "seed {seed}: {field}");
         }
@@ -305,5 +311,58 @@ fn odd_names_have_no_extension() {
         };
         let record = record(origin(), &wire::Event { kind: Some(Kind::File(file)), ..Default::default() });
         assert_eq!(record.get("file.extension").and_then(Value::as_str), expected, "{path}");
+    }
+}
+
+#[test]
+fn a_process_says_where_it_comes_from_and_how_that_is_known() {
+    let ancestor = |executable: &[u8], name: &[u8], pid| wire::Ancestor {
+        entity_id: format!("e{pid}"),
+        pid,
+        executable: executable.into(),
+        name: name.into(),
+    };
+    let process = wire::Process {
+        pid: 77,
+        entity_id: "e77".into(),
+        executable: b"/usr/bin/nc".to_vec(),
+        login_uid: Some(1000),
+        login_session: Some(3),
+        session: Some(70),
+        cgroup: b"/system.slice/docker-ab.scope".to_vec(),
+        container_id: "ab".into(),
+        ancestors: vec![ancestor(b"/usr/sbin/sshd", b"sshd", 9), ancestor(b"", b"systemd", 1)],
+        source: 2,
+        sources: Some(wire::Sources { start: 2, parent: 2, args: 3, user: 2, login: 3, cgroup: 0 }),
+        ..Default::default()
+    };
+    let file = wire::File { path: b"/h/x".to_vec(), container_path: b"/x".to_vec(), ..Default::default() };
+    let event = wire::FileEvent {
+        action: 2,
+        file: Some(file),
+        process: Some(process),
+        old_path: b"/h/y".to_vec(),
+        folder: true,
+        ..Default::default()
+    };
+    let record = record(origin(), &wire::Event { kind: Some(Kind::File(event)), ..Default::default() });
+    println!("{}", serde_json::to_string_pretty(&record).unwrap());
+    for (field, expected) in [
+        ("process.entity_id", serde_json::json!("e77")),
+        ("container.id", "ab".into()),
+        ("vidette.process.login_uid", 1000.into()),
+        ("vidette.process.login_session", 3.into()),
+        ("vidette.process.session", 70.into()),
+        ("vidette.process.cgroup", "/system.slice/docker-ab.scope".into()),
+        ("vidette.process.ancestors", serde_json::json!(["/usr/sbin/sshd(9)", "systemd(1)"])),
+        ("vidette.process.ancestor_entity_ids", serde_json::json!(["e9", "e1"])),
+        ("vidette.process.sources.start", "join".into()),
+        ("vidette.process.sources.args", "proc".into()),
+        ("vidette.process.sources.cgroup", "none".into()),
+        ("vidette.file.container_path", "/x".into()),
+        ("vidette.file.old_path", "/h/y".into()),
+        ("file.type", "dir".into()),
+    ] {
+        assert_eq!(record.get(field), Some(&expected), "{field}");
     }
 }

@@ -5,14 +5,16 @@
 use super::join::Told;
 use super::proc;
 use crate::host::Moment;
-use crate::sensors::processes::{ProcessTable, is_ambiguous, is_same_start};
+use crate::sensors::processes::{Facts, ProcessTable, is_ambiguous};
 use crate::sys::connector::{Connector, Message, What};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Messages taken in one turn, so that a storm of forks can't keep files waiting for ever.
 const MESSAGES_TURN_MAX: usize = 32_768;
 /// The CPU of a message that none has numbered: an acknowledgement, on older kernels.
 const NO_CPU: u32 = u32::MAX;
+/// Looks at the clocks, of which the quickest counts.
+const CLOCK_LOOKS: usize = 3;
 /// A start that `/proc` gives may lie this far from the fork's message. Nanoseconds.
 const START_APART_MAX_NS: u64 = 1_000_000_000;
 
@@ -64,10 +66,61 @@ pub(crate) fn drain(connector: &Connector, sequences: &mut Sequences) -> std::io
     Ok(drained)
 }
 
-/// When a message was sent, by both clocks. It carries CLOCK_MONOTONIC, which stands still in a suspend.
-pub(crate) fn moment(message: &Message, now: Moment, monotonic_now_ns: u64) -> Moment {
-    let ago = monotonic_now_ns.saturating_sub(message.monotonic_ns);
-    Moment { unix_ns: now.unix_ns.saturating_sub_unsigned(ago), uptime_ns: now.uptime_ns.saturating_sub(ago) }
+/// What turns the messages' CLOCK_MONOTONIC, which stands still in a suspend, into CLOCK_BOOTTIME. Stays the
+/// same as long as it can, so that the order of messages stays theirs.
+#[derive(Debug, Default)]
+pub(crate) struct Clocks {
+    ahead_ns: Option<u64>,
+}
+
+impl Clocks {
+    /// Looks at both clocks; `pair` reads monotonic, boottime, monotonic.
+    pub(crate) fn look(&mut self, mut pair: impl FnMut() -> [u64; 3]) {
+        let looks = (0..CLOCK_LOOKS).map(|_| pair());
+        let Some([first, boot, second]) =
+            looks.min_by_key(|[first, _, second]| second.saturating_sub(*first))
+        else {
+            return;
+        };
+        let (least, most) = (boot.saturating_sub(second), boot.saturating_sub(first));
+        if !self.ahead_ns.is_some_and(|ahead| (least..=most).contains(&ahead)) {
+            self.ahead_ns = Some(least.midpoint(most));
+        }
+    }
+
+    /// When a message was sent, by both clocks.
+    pub(crate) fn moment(&self, message: &Message, now: Moment) -> Moment {
+        let uptime_ns = message.monotonic_ns.saturating_add(self.ahead_ns.unwrap_or(0));
+        let ago = now.uptime_ns.saturating_sub(uptime_ns);
+        Moment { unix_ns: now.unix_ns.saturating_sub_unsigned(ago), uptime_ns }
+    }
+}
+
+/// CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_MONOTONIC.
+pub(crate) fn read_clocks() -> [u64; 3] {
+    let read = |clock| {
+        let time = rustix::time::clock_gettime(clock);
+        let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+        seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
+    };
+    use rustix::time::ClockId::{Boottime, Monotonic};
+    [Monotonic, Boottime, Monotonic].map(read)
+}
+
+/// Processes whose end is among these messages: `/proc` has nothing to say of them any more, or speaks of
+/// another who has their pid.
+pub(crate) fn ended(messages: &[Message]) -> HashSet<u32> {
+    let pid = |message: &Message| match message.what {
+        What::Exit { pid, .. } => Some(pid),
+        What::Fork { .. }
+        | What::Exec { .. }
+        | What::User { .. }
+        | What::Group { .. }
+        | What::Session { .. }
+        | What::Acknowledged(_)
+        | What::Other => None,
+    };
+    messages.iter().filter_map(pid).collect()
 }
 
 /// A message for the join; none for what it does not need.
@@ -75,6 +128,7 @@ pub(crate) fn tell(
     message: &Message,
     at: Moment,
     table: &ProcessTable,
+    ended: &HashSet<u32>,
     remote: impl Fn(u64) -> bool,
 ) -> Option<Told> {
     Some(match message.what {
@@ -83,16 +137,30 @@ pub(crate) fn tell(
         }
         What::Exec { pid } => {
             let known = table.start_ns(pid);
-            let facts =
-                proc::facts(pid).filter(|facts| known.is_none() || is_same_start(facts.start_ns, known));
+            let facts = if ended.contains(&pid) { None } else { proc::facts(pid) };
+            let facts = facts.filter(|facts| is_of(facts, known, at.uptime_ns));
             let exe = facts.as_ref().and_then(|_| proc::open_exe(pid, remote));
             Told::Exec { pid, facts, exe }
         }
+        What::Session { pid } => Told::Session { pid },
         What::User { pid, uid } => Told::User { pid, uid },
         What::Group { pid, gid } => Told::Group { pid, gid },
         What::Exit { pid, status } => Told::Exit { pid, status: status.cast_signed() },
         What::Acknowledged(_) | What::Other => return None,
     })
+}
+
+/// Whether facts are of a process that was told to start at `known` and to exec at `told_ns`: `/proc` gives the
+/// start to the tick, the message some time after it.
+fn is_of(facts: &Facts, known: Option<u64>, told_ns: u64) -> bool {
+    facts
+        .start_ns
+        .is_some_and(|start_ns| start_ns <= told_ns && (known.is_none() || is_start(start_ns, known)))
+}
+
+/// Whether a start that `/proc` gave is the one that was told: at the same time or a little before.
+pub(crate) fn is_start(read_ns: u64, known: Option<u64>) -> bool {
+    known.is_some_and(|known| read_ns <= known && known - read_ns < START_APART_MAX_NS)
 }
 
 fn start(pid: u32, told_ns: u64) -> u64 {
@@ -114,10 +182,28 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_as_old_as_it_says() {
-        let message = Message { seq: 0, cpu: 0, monotonic_ns: 70, what: What::Other };
+    fn a_message_is_as_old_as_it_says_and_the_clocks_do_not_jitter() {
+        let message = |monotonic_ns| Message { seq: 0, cpu: 0, monotonic_ns, what: What::Other };
         let now = Moment { unix_ns: 1000, uptime_ns: 500 };
-        assert_eq!(moment(&message, now, 100), Moment { unix_ns: 970, uptime_ns: 470 });
-        assert_eq!(moment(&message, now, 60), now);
+        let mut clocks = Clocks::default();
+        // Interrupted between two looks, twice.
+        let mut looks = [[10, 800, 900], [90, 490, 90], [95, 700, 300]].into_iter();
+        clocks.look(|| looks.next().unwrap_or_default());
+        assert_eq!(clocks.moment(&message(70), now), Moment { unix_ns: 970, uptime_ns: 470 });
+        clocks.look(|| [100, 505, 110]);
+        assert_eq!(clocks.moment(&message(71), now).uptime_ns, 471);
+        // Slept.
+        clocks.look(|| [100, 2500, 100]);
+        assert_eq!(clocks.moment(&message(71), now).uptime_ns, 2471);
+    }
+
+    #[test]
+    fn facts_of_another_with_the_same_pid_are_not_taken() {
+        let second = 1_000_000_000;
+        let facts = |start_ns| Facts { start_ns: Some(start_ns), ..Facts::default() };
+        assert!(is_of(&facts(5 * second), Some(5 * second + 30_000_000), 6 * second));
+        assert!(is_of(&facts(5 * second), None, 6 * second));
+        assert!(!is_of(&facts(6 * second), Some(5 * second), 7 * second));
+        assert!(!is_of(&facts(5 * second + 10_000_000), Some(5 * second), 5 * second + 5_000_000));
     }
 }

@@ -12,10 +12,14 @@
 //! there is one. fanotify merges equal events that still wait, so a loader may be missing from a later group.
 //! An exec from a memfd, or from a file system that has no mark, has no group at all: `/proc/PID/exe` is
 //! opened for it. It is known to have no group when the fanotify queue was empty after the exec was told.
+//!
+//! Events of fanotify carry a pid and no time. Whose they are is decided when they are read, from what their
+//! pidfd says and from when they can have been queued (`Seen::window`): right or nobody, never the wrong one.
+//! Everything here is kept by process, not by pid.
 
 use crate::host::Moment;
 use crate::sensors::OpenFile;
-use crate::sensors::processes::{Facts, ProcessTable, Which};
+use crate::sensors::processes::{Facts, Holder, ProcessTable, Standing, Which, Who, Window};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 use vidette_protocol::wire::{self, Source};
@@ -45,6 +49,8 @@ pub(crate) struct Program {
 pub(crate) struct Seen {
     /// Who.
     pub(crate) pid: u32,
+    /// What has become of it.
+    pub(crate) standing: Standing,
     /// A regular file that was closed after writing.
     pub(crate) written: Option<OpenFile>,
     /// A file that was opened to be run.
@@ -73,6 +79,11 @@ pub(crate) enum Told {
         facts: Option<Facts>,
         /// `/proc/PID/exe`, open.
         exe: Option<Program>,
+    },
+    /// A session of its own.
+    Session {
+        /// The process.
+        pid: u32,
     },
     /// A new effective user.
     User {
@@ -136,9 +147,22 @@ struct Pending {
     turn: u64,
 }
 
+/// When a batch was read. CLOCK_BOOTTIME, nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Read {
+    /// The read began.
+    pub(crate) from_ns: u64,
+    /// And ended.
+    pub(crate) until_ns: u64,
+    /// The queue was empty afterwards.
+    pub(crate) emptied: bool,
+}
+
 #[derive(Debug)]
 struct Deferred {
     seen: Seen,
+    /// Whose; none when two had its pid.
+    who: Option<Who>,
     turn: u64,
 }
 
@@ -148,11 +172,13 @@ pub(crate) struct Joiner {
     /// Who is who.
     pub(crate) table: ProcessTable,
     turn: u64,
-    pending: HashMap<u32, VecDeque<Pending>>,
-    held: HashMap<u32, Vec<(Program, Moment)>>,
+    /// What is read next was queued after this. CLOCK_BOOTTIME, nanoseconds.
+    since_ns: u64,
+    pending: HashMap<Who, VecDeque<Pending>>,
+    held: HashMap<Who, Vec<(Program, Moment)>>,
     held_count: usize,
     deferred: Vec<Deferred>,
-    ends: HashMap<u32, (i32, Moment)>,
+    ends: HashMap<Who, (i32, Moment)>,
     outcomes: Vec<Outcome>,
 }
 
@@ -163,6 +189,7 @@ impl Joiner {
         Self {
             table,
             turn: 0,
+            since_ns: 0,
             pending: HashMap::new(),
             held: HashMap::new(),
             held_count: 0,
@@ -182,17 +209,20 @@ impl Joiner {
     pub(crate) fn tell(&mut self, told: Told, at: Moment) {
         match told {
             Told::Fork { parent, child, start_ns } => {
-                if self.ends.contains_key(&child) {
-                    self.settle_rest(child); // the pid is used again
-                    self.end(child);
-                }
-                self.table.fork(parent, child, start_ns);
+                self.table.fork(parent, child, start_ns, at.uptime_ns);
             }
             Told::Exec { pid, facts, exe } => {
+                let unknown = self.table.newest(pid);
                 self.table.exec(pid, facts.as_ref());
-                if self.table.unsettled(pid) > 0 {
+                let who = self.table.newest(pid);
+                if unknown != who
+                    && let Some(list) = self.held.remove(&unknown)
+                {
+                    self.held.insert(who, list);
+                }
+                if self.table.unsettled(who) > 0 {
                     let turn = self.turn;
-                    self.pending.entry(pid).or_default().push_back(Pending { exe, at, turn });
+                    self.pending.entry(who).or_default().push_back(Pending { exe, at, turn });
                 } else {
                     // The table is full: the run is told, its process is not remembered.
                     let executable = exe.as_ref().map(|exe| exe.file.path.clone()).unwrap_or_default();
@@ -200,58 +230,101 @@ impl Joiner {
                     self.outcomes.push(Outcome::Ran { process, image: exe, at });
                 }
             }
+            Told::Session { pid } => self.table.session(pid),
             Told::User { pid, uid } => self.table.user(pid, uid),
             Told::Group { pid, gid } => self.table.group(pid, gid),
             Told::Exit { pid, status } => {
-                self.ends.insert(pid, (status, at));
+                let who = self.table.exiting(pid);
+                self.table.leave(who);
+                self.ends.insert(who, (status, at));
             }
         }
     }
 
-    /// fanotify's part of a turn: the batch, and whether the queue was empty after it.
-    pub(crate) fn see(&mut self, batch: Vec<Seen>, emptied: bool, now: Moment) -> Vec<Outcome> {
-        let turn = self.turn;
+    /// Messages of the connector were lost before `now`.
+    pub(crate) fn lost(&mut self, now: Moment) {
+        self.table.lost(now.uptime_ns);
+    }
+
+    /// fanotify's part of a turn: the batch, and when it was read.
+    pub(crate) fn see(&mut self, batch: Vec<Seen>, read: Read) -> Vec<Outcome> {
         let mut queue: Vec<Deferred> = std::mem::take(&mut self.deferred);
-        queue.extend(batch.into_iter().map(|seen| Deferred { seen, turn }));
-        let mut ahead: HashMap<u32, usize> = HashMap::new();
-        for waiting in queue.iter().filter(|waiting| waiting.seen.run.is_some()) {
-            *ahead.entry(waiting.seen.pid).or_default() += 1;
+        queue.extend(batch.into_iter().map(|seen| self.identify(seen, read)));
+        let mut ahead: HashMap<Who, usize> = HashMap::new();
+        for who in queue.iter().filter(|waiting| waiting.seen.run.is_some()).filter_map(|one| one.who) {
+            *ahead.entry(who).or_default() += 1;
         }
-        let mut later: HashSet<u32> = HashSet::new();
+        let mut later: HashSet<Who> = HashSet::new();
         for mut waiting in queue {
-            let pid = waiting.seen.pid;
-            let coming = ahead.get(&pid).copied().unwrap_or(0);
-            if later.contains(&pid) || self.must_wait(&waiting, coming, emptied) {
-                later.insert(pid);
+            let Some(who) = waiting.who else {
+                self.nobodys(waiting.seen);
+                continue;
+            };
+            let coming = ahead.get(&who).copied().unwrap_or(0);
+            if later.contains(&who) || self.must_wait(&waiting, who, coming, read.emptied) {
+                later.insert(who);
                 self.deferred.push(waiting);
                 continue;
             }
             if let Some(file) = waiting.seen.written.take() {
-                self.written(pid, file, coming, waiting.seen.at);
+                self.written(who, file, coming, waiting.seen.at);
             }
             if let Some(program) = waiting.seen.run.take() {
-                ahead.insert(pid, coming.saturating_sub(1));
-                self.hold(pid, program, waiting.seen.at);
+                ahead.insert(who, coming.saturating_sub(1));
+                self.hold(who, program, waiting.seen.at);
             }
         }
-        self.settle_due(emptied);
-        self.drop_old(now);
+        self.settle_due(read.emptied);
+        self.drop_old(read.until_ns);
         self.end_due();
+        if read.emptied {
+            self.since_ns = self.since_ns.max(read.from_ns);
+        }
         self.turn += 1;
         std::mem::take(&mut self.outcomes)
+    }
+
+    /// Whose an event is. The queue is in the order of time: what comes after an event of somebody was queued
+    /// after that one's fork.
+    fn identify(&mut self, seen: Seen, read: Read) -> Deferred {
+        let window = Window { since_ns: self.since_ns, read_ns: read.from_ns, until_ns: read.until_ns };
+        let who = match self.table.holder(seen.pid, seen.standing, window) {
+            Holder::One(who) => {
+                self.since_ns = self.since_ns.max(self.table.told_ns(who));
+                Some(who)
+            }
+            Holder::Nobody => Some(Who::from(seen.pid)),
+            Holder::Several => None,
+        };
+        Deferred { seen, who, turn: self.turn }
+    }
+
+    /// An event of one of several that had its pid: it is told, and nobody is named. A program may have been
+    /// run, or its execve may have failed.
+    fn nobodys(&mut self, mut seen: Seen) {
+        let at = seen.at;
+        if let Some(file) = seen.written.take() {
+            self.outcomes.push(Outcome::Written { process: None, file, at });
+        }
+        if let Some(program) = seen.run.take().filter(|program| !is_loader(program)) {
+            let executable = if program.elf { program.file.path.clone() } else { Vec::new() };
+            let process = wire::Process { pid: seen.pid, executable, ..wire::Process::default() };
+            self.outcomes.push(Outcome::Ran { process, image: Some(program), at });
+        }
     }
 
     /// Without the connector: every group is taken for a run, and nobody is remembered.
     pub(crate) fn see_alone(&mut self, batch: Vec<Seen>) -> Vec<Outcome> {
         for mut seen in batch {
+            let who = Who::from(seen.pid);
             if let Some(file) = seen.written.take() {
-                self.written(seen.pid, file, 1, seen.at);
+                self.written(who, file, 1, seen.at);
             }
             if let Some(program) = seen.run.take() {
-                self.hold(seen.pid, program, seen.at);
+                self.hold(who, program, seen.at);
             }
         }
-        for (pid, list) in std::mem::take(&mut self.held) {
+        for (Who { pid, .. }, list) in std::mem::take(&mut self.held) {
             let at = list.first().map(|(_, at)| *at);
             for group in split(list.into_iter().map(|(program, _)| program).collect()) {
                 let (path, image) = choose(group, None);
@@ -279,108 +352,107 @@ impl Joiner {
 
     /// A file closed by somebody who has just run a program, when it is not known yet which: the OPEN_EXEC may
     /// come with the next batch, or never.
-    fn must_wait(&self, waiting: &Deferred, coming: usize, emptied: bool) -> bool {
-        let pid = waiting.seen.pid;
-        if waiting.seen.written.is_none() || coming > 0 || self.held.contains_key(&pid) {
+    fn must_wait(&self, waiting: &Deferred, who: Who, coming: usize, emptied: bool) -> bool {
+        if waiting.seen.written.is_none() || coming > 0 || self.held.contains_key(&who) {
             return false;
         }
         let age = self.turn - waiting.turn;
         let fresh = if emptied { age == 0 } else { age < WAIT_TURNS_MAX };
-        self.table.unsettled(pid) > 0 && fresh && self.deferred.len() < DEFERRED_MAX
+        self.table.unsettled(who) > 0 && fresh && self.deferred.len() < DEFERRED_MAX
     }
 
-    fn written(&mut self, pid: u32, file: OpenFile, coming: usize, at: Moment) {
-        let parent = self.table.parent(pid);
+    fn written(&mut self, who: Who, file: OpenFile, coming: usize, at: Moment) {
+        let parent = self.table.newest(self.table.parent(who));
         if self.is_complete(parent, true) {
             self.settle_groups(parent, 1);
         }
-        if self.held.contains_key(&pid) && self.table.unsettled(pid) > 0 {
-            self.settle_groups(pid, coming);
+        if self.held.contains_key(&who) && self.table.unsettled(who) > 0 {
+            self.settle_groups(who, coming);
         } else if coming == 0 {
-            self.settle_rest(pid);
+            self.settle_rest(who);
         }
-        let process = self.table.describe(pid, Which::Settled);
+        let process = self.table.describe(who, Which::Settled);
         self.outcomes.push(Outcome::Written { process, file, at });
     }
 
-    fn hold(&mut self, pid: u32, program: Program, at: Moment) {
-        let list = self.held.entry(pid).or_default();
+    fn hold(&mut self, who: Who, program: Program, at: Moment) {
+        let list = self.held.entry(who).or_default();
         let stray = list.is_empty() && is_loader(&program); // of a group that is settled already
         if !stray && self.held_count < HELD_MAX {
             list.push((program, at));
             self.held_count += 1;
         } else if list.is_empty() {
-            self.held.remove(&pid);
+            self.held.remove(&who);
         }
     }
 
     /// A turn is waited when the numbers of groups and execs differ: the rest of either may be on its way.
     /// Parents first, because their images are in what is told of their children.
     fn settle_due(&mut self, emptied: bool) {
-        let mut pids: Vec<u32> = self.pending.keys().copied().collect();
-        pids.sort_unstable_by_key(|pid| self.table.start_ns(*pid));
-        for pid in pids {
-            let newest = self.pending.get(&pid).and_then(|list| list.back()).map_or(0, |exec| exec.turn);
+        let mut all: Vec<Who> = self.pending.keys().copied().collect();
+        all.sort_unstable_by_key(|who| self.table.start_ns(*who));
+        for who in all {
+            let newest = self.pending.get(&who).and_then(|list| list.back()).map_or(0, |exec| exec.turn);
             let age = self.turn - newest;
-            let parent_waits = self.table.unsettled(self.table.parent(pid)) > 0;
+            let parent_waits = self.table.unsettled(self.table.parent(who)) > 0;
             if age > WAIT_TURNS_MAX || (emptied && age > 0 && !parent_waits) {
-                self.settle_rest(pid);
-            } else if !parent_waits && self.is_complete(pid, emptied) {
-                self.settle_groups(pid, 0);
+                self.settle_rest(who);
+            } else if !parent_waits && self.is_complete(who, emptied) {
+                self.settle_groups(who, 0);
             }
         }
     }
 
     /// As many groups as execs, and nothing missing from the last one.
-    fn is_complete(&self, pid: u32, emptied: bool) -> bool {
-        let held = self.held.get(&pid).map_or(&[][..], Vec::as_slice);
+    fn is_complete(&self, who: Who, emptied: bool) -> bool {
+        let held = self.held.get(&who).map_or(&[][..], Vec::as_slice);
         let complete = held.last().is_some_and(|(last, _)| is_loader(last)) || emptied && has_program(held);
-        complete && groups_of(held) == self.table.unsettled(pid)
+        complete && groups_of(held) == self.table.unsettled(who)
     }
 
     /// Every exec that waits, with or without a group.
-    fn settle_rest(&mut self, pid: u32) {
-        self.settle_groups(pid, 0);
-        while self.table.unsettled(pid) > 0 {
-            self.settle_one(pid, None);
+    fn settle_rest(&mut self, who: Who) {
+        self.settle_groups(who, 0);
+        while self.table.unsettled(who) > 0 {
+            self.settle_one(who, None);
         }
     }
 
     /// Pairs groups and execs in order. With more groups than execs, and no program of this process still to
     /// come in the batch (`coming`), the first ones are of execs that failed; where `/proc/PID/exe` names one of
     /// them, those after it are of an exec that was not told yet.
-    fn settle_groups(&mut self, pid: u32, coming: usize) {
-        let list = self.held.remove(&pid).unwrap_or_default();
+    fn settle_groups(&mut self, who: Who, coming: usize) {
+        let list = self.held.remove(&who).unwrap_or_default();
         let Some(since) = list.first().map(|(_, at)| *at) else { return };
         self.held_count = self.held_count.saturating_sub(list.len());
         let mut groups = VecDeque::from(split(list.into_iter().map(|(program, _)| program).collect()));
-        let waiting = self.table.unsettled(pid);
+        let waiting = self.table.unsettled(who);
         if coming == 0 && groups.len() > waiting {
-            let exe = self.next_exec(pid).and_then(|exec| exec.exe.as_ref()).map(|exe| exe.key);
+            let exe = self.next_exec(who).and_then(|exec| exec.exe.as_ref()).map(|exe| exe.key);
             let named = groups.iter().position(|group| group.iter().any(|one| Some(one.key) == exe));
             groups.drain(..named.unwrap_or(groups.len() - waiting));
         }
-        while self.table.unsettled(pid) > 0 && !groups.is_empty() {
+        while self.table.unsettled(who) > 0 && !groups.is_empty() {
             // What ran from memory had no OPEN_EXEC. As the last one, a group beside it is of an exec that failed.
-            let memory = self.next_exec(pid).and_then(|exec| exec.exe.as_ref()).is_some_and(is_memory);
-            let left = self.table.unsettled(pid);
+            let memory = self.next_exec(who).and_then(|exec| exec.exe.as_ref()).is_some_and(is_memory);
+            let left = self.table.unsettled(who);
             let group = if memory && (left == 1 || groups.len() < left) { None } else { groups.pop_front() };
-            self.settle_one(pid, group);
+            self.settle_one(who, group);
         }
         for program in groups.into_iter().flatten() {
-            self.hold(pid, program, since);
+            self.hold(who, program, since);
         }
     }
 
-    fn next_exec(&self, pid: u32) -> Option<&Pending> {
-        self.pending.get(&pid)?.front()
+    fn next_exec(&self, who: Who) -> Option<&Pending> {
+        self.pending.get(&who)?.front()
     }
 
-    fn settle_one(&mut self, pid: u32, group: Option<Vec<Program>>) {
-        let list = self.pending.get_mut(&pid);
+    fn settle_one(&mut self, who: Who, group: Option<Vec<Program>>) {
+        let list = self.pending.get_mut(&who);
         let exec = list.and_then(VecDeque::pop_front);
-        if self.pending.get(&pid).is_some_and(VecDeque::is_empty) {
-            self.pending.remove(&pid);
+        if self.pending.get(&who).is_some_and(VecDeque::is_empty) {
+            self.pending.remove(&who);
         }
         let (exe, at) = exec.map_or((None, None), |exec| (exec.exe, Some(exec.at)));
         let (path, image, source, facts_hold) = match group {
@@ -395,37 +467,37 @@ impl Joiner {
                 None => (Vec::new(), None, Source::Join, true),
             },
         };
-        self.table.settle(pid, &path, source, facts_hold);
-        if let (Some(process), Some(at)) = (self.table.describe(pid, Which::Settled), at) {
+        self.table.settle(who, &path, source, facts_hold);
+        if let (Some(process), Some(at)) = (self.table.describe(who, Which::Settled), at) {
             self.outcomes.push(Outcome::Ran { process, image, at });
         }
     }
 
-    fn drop_old(&mut self, now: Moment) {
+    fn drop_old(&mut self, now_ns: u64) {
         let age_max = u64::try_from(HELD_AGE_MAX.as_nanos()).unwrap_or(u64::MAX);
         self.held.retain(|_, list| {
-            list.retain(|(_, at)| now.uptime_ns.saturating_sub(at.uptime_ns) < age_max);
+            list.retain(|(_, at)| now_ns.saturating_sub(at.uptime_ns) < age_max);
             !list.is_empty()
         });
         self.held_count = self.held.values().map(Vec::len).sum();
     }
 
     fn end_due(&mut self) {
-        let due: Vec<u32> = self.ends.keys().copied().filter(|pid| self.table.unsettled(*pid) == 0).collect();
-        for pid in due {
-            self.end(pid);
+        let due: Vec<Who> = self.ends.keys().copied().filter(|who| self.table.unsettled(*who) == 0).collect();
+        for who in due {
+            self.end(who);
         }
     }
 
-    fn end(&mut self, pid: u32) {
-        let Some((status, at)) = self.ends.remove(&pid) else { return };
-        if self.table.has_run(pid)
-            && let Some(process) = self.table.describe(pid, Which::Newest)
+    fn end(&mut self, who: Who) {
+        let Some((status, at)) = self.ends.remove(&who) else { return };
+        if self.table.has_run(who)
+            && let Some(process) = self.table.describe(who, Which::Newest)
         {
             self.outcomes.push(Outcome::Ended { process, status, at });
         }
-        self.held.remove(&pid);
-        self.table.exit(pid);
+        self.held.remove(&who);
+        self.table.exit(who, at.uptime_ns);
     }
 }
 

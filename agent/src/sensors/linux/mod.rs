@@ -15,6 +15,8 @@ use std::sync::atomic::AtomicU8;
 
 /// Reads both queues and hands on what came of them.
 mod reader;
+/// How long the reader may stay at real-time priority.
+mod urgency;
 /// The connector's messages with what `/proc` adds.
 mod follow;
 /// Who closed a file, which file an exec ran.
@@ -61,6 +63,7 @@ pub(crate) fn start(
         outlet: Outlet::new(out, counters, paths),
         level: shared_level.clone(),
         stop: stop.try_clone().context("could not copy a descriptor")?,
+        realtime: config.realtime,
         remote: mounts.remote(),
         reports,
     };

@@ -7,6 +7,7 @@ use super::join::Program;
 use crate::sensors::OpenFile;
 use crate::sensors::processes::{Facts, cut_args};
 use rustix::fs::{Mode, OFlags, StatxFlags};
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,29 +19,42 @@ use vidette_protocol::limits::{ARGS_BYTES_MAX, PATH_BYTES_MAX};
 pub(crate) const INVENTORY_MAX: usize = 65_536;
 /// `stat` and `status` of one process. Bytes.
 const STATUS_BYTES_MAX: u64 = 16 << 10;
+/// `loginuid` and `sessionid`. Bytes.
+const NUMBER_BYTES_MAX: u64 = 16;
+/// `cgroup`: a line a hierarchy, of which there are 15 at most. Bytes.
+const CGROUPS_BYTES_MAX: u64 = 64 << 10;
+/// What most files of a process fit in. Bytes.
+const READ_BYTES: usize = 2048;
 /// USER_HZ is 100 on every architecture that Linux and Rust share: fixed by the kernel's ABI.
 const TICK_NS: u64 = 10_000_000;
 
-/// Everything about a process; none when it is gone.
+/// Everything about a process; none when it is gone. All of it is about one process: its folder is opened
+/// once, and reads below that fail when the process is gone, even if its pid is used again.
 #[must_use]
 pub(crate) fn facts(pid: u32) -> Option<Facts> {
-    let (name, parent, start_ns) = stat(pid)?;
-    let mut facts = Facts { pid, start_ns: Some(start_ns), parent, name, ..Facts::default() };
-    facts.executable = link(&format!("/proc/{pid}/exe"));
-    facts.working_directory = link(&format!("/proc/{pid}/cwd"));
-    facts.args =
-        parse_args(&read(&format!("/proc/{pid}/cmdline"), ARGS_BYTES_MAX as u64).unwrap_or_default());
-    if let Some(status) = read(&format!("/proc/{pid}/status"), STATUS_BYTES_MAX) {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty()).ok()?;
+    let stat = parse_stat(&read_at(&folder, c"stat", STATUS_BYTES_MAX)?)?;
+    let mut facts = Facts { pid, start_ns: Some(stat.start_ns), parent: stat.parent, ..Facts::default() };
+    (facts.name, facts.session) = (stat.name, Some(stat.session));
+    facts.executable = link_at(&folder, c"exe");
+    facts.working_directory = link_at(&folder, c"cwd");
+    facts.args = parse_args(&read_at(&folder, c"cmdline", ARGS_BYTES_MAX as u64).unwrap_or_default());
+    if let Some(status) = read_at(&folder, c"status", STATUS_BYTES_MAX) {
         facts.uid = effective(&status, b"Uid:");
         facts.gid = effective(&status, b"Gid:");
     }
+    facts.login_uid = read_at(&folder, c"loginuid", NUMBER_BYTES_MAX).and_then(|text| number(&text));
+    facts.login_session = read_at(&folder, c"sessionid", NUMBER_BYTES_MAX).and_then(|text| number(&text));
+    facts.cgroup =
+        read_at(&folder, c"cgroup", CGROUPS_BYTES_MAX).map(|text| cgroup(&text)).unwrap_or_default();
     Some(facts)
 }
 
 /// CLOCK_BOOTTIME of its start in nanoseconds, to the tick; none when it is gone.
 #[must_use]
 pub(crate) fn start_ns(pid: u32) -> Option<u64> {
-    stat(pid).map(|(_, _, start_ns)| start_ns)
+    Some(parse_stat(&read(&format!("/proc/{pid}/stat"), STATUS_BYTES_MAX)?)?.start_ns)
 }
 
 /// Everybody. Kernel threads too: they close files for others.
@@ -97,19 +111,43 @@ pub(crate) fn open_file(descriptor: OwnedFd) -> Option<(OpenFile, (u64, u64))> {
     Some((OpenFile { descriptor, path, deleted, container_path: Vec::new() }, (stat.st_dev, stat.st_ino)))
 }
 
-fn stat(pid: u32) -> Option<(Vec<u8>, u32, u64)> {
-    parse_stat(&read(&format!("/proc/{pid}/stat"), STATUS_BYTES_MAX)?)
+/// What is used of proc_pid_stat(5).
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    name: Vec<u8>,
+    parent: u32,
+    session: u32,
+    start_ns: u64,
 }
 
-/// proc_pid_stat(5): `pid (comm) state ppid … starttime(22)`. The name may hold anything, even `)`.
-fn parse_stat(stat: &[u8]) -> Option<(Vec<u8>, u32, u64)> {
+/// `pid (comm) state ppid pgrp session … starttime(22)`. The name may hold anything, even `)`.
+fn parse_stat(stat: &[u8]) -> Option<Stat> {
     let open = stat.iter().position(|&byte| byte == b'(')?;
     let close = stat.iter().rposition(|&byte| byte == b')')?;
     let name = stat.get(open + 1..close)?.to_vec();
     let mut fields = std::str::from_utf8(stat.get(close + 1..)?).ok()?.split_ascii_whitespace();
     let parent = fields.nth(1)?.parse().ok()?;
-    let ticks: u64 = fields.nth(17)?.parse().ok()?;
-    Some((name, parent, ticks.checked_mul(TICK_NS)?))
+    let session = fields.nth(1)?.parse().ok()?;
+    let ticks: u64 = fields.nth(15)?.parse().ok()?;
+    Some(Stat { name, parent, session, start_ns: ticks.checked_mul(TICK_NS)? })
+}
+
+/// `loginuid` and `sessionid`: -1 as an unsigned number when nobody logged in.
+fn number(text: &[u8]) -> Option<u32> {
+    let number = std::str::from_utf8(text).ok()?.trim().parse().ok()?;
+    (number != u32::MAX).then_some(number)
+}
+
+/// cgroups(7): lines of `hierarchy:controllers:path`. The unified hierarchy is number 0 and names no
+/// controllers; where it is not used its path is `/`, so a longer one goes first.
+fn cgroup(text: &[u8]) -> Vec<u8> {
+    let lines = || text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+    let path = |line: &'_ [u8]| line.splitn(3, |&byte| byte == b':').nth(2).unwrap_or_default().to_vec();
+    let unified = lines().find_map(|line| line.strip_prefix(b"0::")).unwrap_or_default();
+    if unified.len() > 1 {
+        return unified.to_vec();
+    }
+    lines().map(path).find(|path| path.len() > 1).unwrap_or_else(|| unified.to_vec())
 }
 
 fn parse_args(cmdline: &[u8]) -> Vec<Vec<u8>> {
@@ -134,6 +172,21 @@ fn read(path: &str, max: u64) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+fn read_at(folder: &OwnedFd, name: &CStr, max: u64) -> Option<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = rustix::fs::openat(folder, name, flags, Mode::empty()).ok()?;
+    let mut bytes = Vec::with_capacity(READ_BYTES);
+    File::from(file).take(max).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+fn link_at(folder: &OwnedFd, name: &CStr) -> Vec<u8> {
+    let target = rustix::fs::readlinkat(folder, name, Vec::with_capacity(READ_BYTES));
+    let mut target = target.map(std::ffi::CString::into_bytes).unwrap_or_default();
+    target.truncate(PATH_BYTES_MAX);
+    target
+}
+
 fn link(path: &str) -> Vec<u8> {
     let target = std::fs::read_link(Path::new(path)).unwrap_or_default();
     let mut target = target.into_os_string().into_vec();
@@ -148,8 +201,9 @@ mod tests {
 
     #[test]
     fn a_name_with_brackets_and_spaces_is_read() {
-        let stat = b"42 (a) R 1 (x)) S 7 42 42 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 512 1 2";
-        assert_eq!(parse_stat(stat), Some((b"a) R 1 (x)".to_vec(), 7, 5_120_000_000)));
+        let stat = b"42 (a) R 1 (x)) S 7 42 43 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 512 1 2";
+        let expected = Stat { name: b"a) R 1 (x)".to_vec(), parent: 7, session: 43, start_ns: 5_120_000_000 };
+        assert_eq!(parse_stat(stat), Some(expected));
         assert_eq!(parse_stat(b"42 (a) R"), None);
     }
 
@@ -161,11 +215,36 @@ mod tests {
     }
 
     #[test]
+    fn nobody_logged_in_is_none() {
+        for (text, expected) in [(&b"1000"[..], Some(1000)), (b"4294967295", None), (b"", None), (b"x", None)]
+        {
+            assert_eq!(number(text), expected);
+        }
+    }
+
+    #[test]
+    fn the_unified_hierarchy_goes_first_where_it_is_used() {
+        for (text, expected) in [
+            ("0::/system.slice/a.service\n", "/system.slice/a.service"),
+            ("0::/\n", "/"),
+            ("12:cpu,cpuacct:/docker/x\n1:name=systemd:/y:z\n0::/\n", "/docker/x"),
+            ("1:name=systemd:/y:z\n", "/y:z"),
+            ("", ""),
+        ] {
+            assert_eq!(cgroup(text.as_bytes()), expected.as_bytes(), "{text}");
+        }
+    }
+
+    #[test]
     fn this_process_is_described() {
         let facts = facts(std::process::id()).unwrap();
         assert_eq!(facts.executable, std::env::current_exe().unwrap().into_os_string().into_vec());
         assert_eq!(facts.uid, Some(rustix::process::geteuid().as_raw()));
-        assert!(!facts.args.is_empty());
+        assert!(!facts.args.is_empty() && !facts.cgroup.is_empty());
+        assert_eq!(
+            facts.session,
+            rustix::process::getsid(None).ok().map(|pid| pid.as_raw_pid().cast_unsigned())
+        );
         let now = crate::host::Moment::now().uptime_ns;
         assert!(facts.start_ns.unwrap() < now && now - facts.start_ns.unwrap() < 3_600_000_000_000);
     }

@@ -4,17 +4,19 @@
 //! table, then handles the batch. That order is what makes attribution a join and not a guess. Assumes that the
 //! marks are somebody else's (`mounts`). Never blocks on detection: see `outlet`.
 
-use super::follow::{self, Drained, Sequences};
-use super::join::{Joiner, Outcome, Program, Seen};
+use super::follow::{self, Clocks, Drained, Sequences};
+use super::join::{Joiner, Outcome, Program, Read, Seen};
 use super::mounts::Remote;
 use super::proc;
+use super::urgency::{Change, Urgency};
 use crate::host::{Host, Moment};
 use crate::sensors::outlet::Outlet;
-use crate::sensors::processes::{Facts, ProcessTable};
+use crate::sensors::processes::{Facts, ProcessTable, Standing};
 use crate::sensors::users::Users;
 use crate::sensors::{Level, Observation};
 use crate::sys::connector::Connector;
 use crate::sys::fanotify::{self, Group, Target};
+use crate::sys::schedule;
 use crossbeam_channel::Receiver;
 use rustix::event::{PollFd, PollFlags, epoll};
 use rustix::time::Timespec;
@@ -38,6 +40,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 const REREAD_INTERVAL: Duration = Duration::from_secs(1);
 /// After an overflow the exact count comes with the next message of each CPU; later than this nobody knows it.
 const COUNT_WAIT: Duration = Duration::from_secs(1);
+/// Messages after which the reader looks how long it has worked: each exec among them costs a look at `/proc`.
+const WORKED_EVERY: usize = 64;
 
 /// What the thread is given.
 #[derive(Debug)]
@@ -49,6 +53,8 @@ pub(crate) struct Parts {
     pub(crate) outlet: Outlet,
     pub(crate) level: Arc<AtomicU8>,
     pub(crate) stop: OwnedFd,
+    /// Read at real-time priority where that is permitted.
+    pub(crate) realtime: bool,
     pub(crate) remote: Remote,
     pub(crate) reports: Receiver<Vec<String>>,
 }
@@ -58,6 +64,8 @@ struct Reader {
     joiner: Joiner,
     users: Users,
     sequences: Sequences,
+    clocks: Clocks,
+    urgency: Urgency,
     running: HashSet<(u32, u64)>,
     own_pid: u32,
     own_image: Option<(u64, u64)>,
@@ -82,20 +90,30 @@ pub(crate) fn run(parts: Parts) {
     };
     let mut reader = Reader::new(parts);
     reader.inventory();
+    reader.hurry();
     let mut ready = Vec::with_capacity(4);
     loop {
-        let wait = reader.pause();
-        let wait = Timespec { tv_sec: wait.as_secs().cast_signed(), tv_nsec: wait.subsec_nanos().into() };
-        ready.clear();
-        match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut ready), Some(&wait)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => tracing::error!(%error, "could not wait for the kernel's queues"),
+        let pause = reader.pause();
+        wait(&epoll, &mut ready, Duration::ZERO);
+        if ready.is_empty() && !pause.is_zero() {
+            reader.worked();
+            wait(&epoll, &mut ready, pause);
+            reader.slept();
         }
         if ready.iter().any(|event| event.data.u64() == STOP) {
             reader.parts.outlet.flush(Moment::now());
             return;
         }
         reader.turn(&epoll);
+    }
+}
+
+fn wait(epoll: &OwnedFd, ready: &mut Vec<epoll::Event>, wait: Duration) {
+    let wait = Timespec { tv_sec: wait.as_secs().cast_signed(), tv_nsec: wait.subsec_nanos().into() };
+    ready.clear();
+    match epoll::wait(epoll, rustix::buffer::spare_capacity(ready), Some(&wait)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => tracing::error!(%error, "could not wait for the kernel's queues"),
     }
 }
 
@@ -122,6 +140,8 @@ impl Reader {
             joiner: Joiner::new(ProcessTable::new(Host::read().boot_id)),
             users: Users::new("/etc/passwd".into()),
             sequences: Sequences::default(),
+            clocks: Clocks::default(),
+            urgency: Urgency::new(false, Instant::now()),
             running: HashSet::new(),
             own_pid,
             own_image,
@@ -138,9 +158,56 @@ impl Reader {
 
     fn inventory(&mut self) {
         if self.parts.connector.is_some() {
-            for facts in proc::everybody().into_iter().filter_map(proc::facts) {
+            let mut everybody: Vec<Facts> = proc::everybody().into_iter().filter_map(proc::facts).collect();
+            everybody.sort_by_key(|facts| facts.start_ns); // parents first
+            for facts in everybody {
                 self.joiner.table.found(&facts, Source::Inventory);
             }
+        }
+    }
+
+    /// To real-time priority, where that is wanted and permitted. Without it the reader is right as well, but
+    /// under load a queue may overflow.
+    fn hurry(&mut self) {
+        let permitted = if self.parts.realtime {
+            let refused = |error| format!("real time is refused (it needs CAP_SYS_NICE): {error}");
+            schedule::realtime().map_err(refused)
+        } else {
+            Err("the configuration says so".to_owned())
+        };
+        self.urgency = Urgency::new(permitted.is_ok(), Instant::now());
+        match permitted {
+            Ok(()) => tracing::info!("the reader runs at real-time priority"),
+            Err(reason) => {
+                tracing::info!(reason, "the reader runs at normal priority");
+                if self.parts.realtime {
+                    let message = cut(format!("runs at normal priority: {reason}"));
+                    self.parts.outlet.health("reader", HealthState::Ok, message);
+                }
+            }
+        }
+    }
+
+    fn worked(&mut self) {
+        let change = self.urgency.worked(Instant::now());
+        self.change(change);
+    }
+
+    fn slept(&mut self) {
+        let change = self.urgency.slept(Instant::now());
+        self.change(change);
+    }
+
+    fn change(&mut self, change: Option<Change>) {
+        let done = match change {
+            None => return,
+            Some(Change::Realtime) => schedule::realtime(),
+            Some(Change::Ordinary) => schedule::ordinary(),
+        };
+        tracing::debug!(?change, "the reader changes its priority");
+        if let Err(error) = done {
+            tracing::warn!(%error, ?change, "could not change the reader's priority: it stays as it is");
+            self.urgency.refused();
         }
     }
 
@@ -157,10 +224,11 @@ impl Reader {
     fn turn(&mut self, epoll: &OwnedFd) {
         let now = Moment::now();
         let (events, emptied) = self.read_files(now);
+        let read = Read { from_ns: now.uptime_ns, until_ns: Moment::now().uptime_ns, emptied };
         self.follow_processes(now);
         let batch: Vec<Seen> = events.into_iter().filter_map(|event| self.look(event, now)).collect();
         let outcomes = match self.parts.connector {
-            Some(_) => self.joiner.see(batch, emptied, now),
+            Some(_) => self.joiner.see(batch, read),
             None => self.joiner.see_alone(batch),
         };
         for outcome in outcomes {
@@ -174,6 +242,7 @@ impl Reader {
             self.parts.outlet.health("mounts", state, message);
         }
         self.parts.outlet.flush(now);
+        self.worked();
     }
 
     fn read_files(&mut self, now: Moment) -> (Vec<fanotify::Event>, bool) {
@@ -209,23 +278,21 @@ impl Reader {
 
     fn follow_processes(&mut self, now: Moment) {
         let Some(connector) = &self.parts.connector else { return };
-        let monotonic = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        let monotonic = Duration::new(
-            u64::try_from(monotonic.tv_sec).unwrap_or(0),
-            u32::try_from(monotonic.tv_nsec).unwrap_or(0),
-        );
-        let monotonic_ns = u64::try_from(monotonic.as_nanos()).unwrap_or(u64::MAX);
+        self.clocks.look(follow::read_clocks);
         let drained = match follow::drain(connector, &mut self.sequences) {
             Ok(drained) => drained,
             Err(error) => return self.disconnect(&error),
         };
         self.note_losses(&drained, now);
         let remote = self.parts.remote.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for message in &drained.messages {
-            let at = follow::moment(message, now, monotonic_ns);
-            if let Some(told) =
-                follow::tell(message, at, &self.joiner.table, |device| remote.contains(&device))
-            {
+        let ended = follow::ended(&drained.messages);
+        for (at, message) in drained.messages.iter().enumerate() {
+            if at % WORKED_EVERY == WORKED_EVERY - 1 {
+                self.worked();
+            }
+            let at = self.clocks.moment(message, now);
+            let is_remote = |device| remote.contains(&device);
+            if let Some(told) = follow::tell(message, at, &self.joiner.table, &ended, is_remote) {
                 self.joiner.tell(told, at);
             }
         }
@@ -244,7 +311,10 @@ impl Reader {
             self.uncounted = None;
             self.parts.outlet.lost(reason, None, self.forks_empty, now, DETAIL);
         }
-        self.reread |= drained.overflowed || drained.lost > 0;
+        if drained.overflowed || drained.lost > 0 {
+            self.joiner.lost(now);
+            self.reread = true;
+        }
         if self.uncounted.is_none() {
             self.forks_empty = now;
         }
@@ -289,7 +359,25 @@ impl Reader {
             return None;
         }
         self.ask(event.pid, event.pidfd.as_ref());
-        Some(Seen { pid: event.pid, written, run, at: now })
+        let standing = self.standing(&event.pidfd, event.reaped, event.pid);
+        Some(Seen { pid: event.pid, standing, written, run, at: now })
+    }
+
+    /// What has become of whoever caused an event, asked after the connector was drained.
+    fn standing(&self, pidfd: &Option<OwnedFd>, reaped: bool, pid: u32) -> Standing {
+        match pidfd {
+            Some(pidfd) if has_ended(pidfd) => Standing::Ended,
+            Some(_) => Standing::Lives,
+            None if !reaped => Standing::Unknown,
+            None => {
+                let table = &self.joiner.table;
+                // Its exit may not be told yet: only `/proc` knows that somebody else is there.
+                let there = table.has_former(pid)
+                    && table.lives(pid)
+                    && proc::start_ns(pid).is_some_and(|start| follow::is_start(start, table.start_ns(pid)));
+                if there { Standing::Before } else { Standing::Gone }
+            }
+        }
     }
 
     /// The parent of somebody who just did something: from the table, or from `/proc` when nobody keeps one.
@@ -384,7 +472,7 @@ impl Reader {
 
     fn gone(&mut self, pid: u32, at: Moment) {
         let process = self.joiner.table.describe(pid, crate::sensors::processes::Which::Newest);
-        self.joiner.table.exit(pid);
+        self.joiner.table.exit(pid, at.uptime_ns);
         if let Some(process) = process.filter(|process| self.running.remove(&(pid, process.start_ns))) {
             let process = self.with_user(process);
             self.parts.outlet.pass(Observation::ProcessEnded { process, status: None, at }, at);

@@ -95,7 +95,7 @@ impl Processes {
         let ended: Vec<(u32, bool)> = ended.map(|(pid, running)| (pid, running.reported)).collect();
         for (pid, reported) in ended {
             let process = self.table.describe(pid, Which::Newest);
-            self.table.exit(pid);
+            self.table.exit(pid, at.uptime_ns);
             if let Some(mut process) = process.filter(|_| reported) {
                 process.user_name = self.user_name(process.uid);
                 self.outlet.pass(Observation::ProcessEnded { process, status: None, at }, at);
@@ -159,6 +159,8 @@ fn facts(process: &sysinfo::Process, boot_s: u64) -> Facts {
         working_directory: path(process.cwd()),
         uid: process.effective_user_id().map(|uid| **uid),
         gid: process.effective_group_id().map(|gid| *gid),
+        session: process.session_id().map(sysinfo::Pid::as_u32),
+        ..Facts::default()
     }
 }
 

@@ -1,12 +1,14 @@
-//! The reader: one thread, both kernel queues, one turn after another.
+//! The reader: one thread, all kernel queues, one turn after another.
 //!
-//! A turn reads a batch of fanotify, drains the process connector to empty, applies its part to the process
-//! table, then handles the batch. That order is what makes attribution a join and not a guess. Assumes that the
+//! A turn reads a batch of each fanotify group, drains the process connector to empty, applies its part to the
+//! process table, then handles the batches, content before names. That order is what makes attribution a join and not a guess. Assumes that the
 //! marks are somebody else's (`mounts`). Never blocks on detection: see `outlet`.
 
 use super::follow::{self, Drained, Sequences};
 use super::join::{Joiner, Outcome, Program, Seen};
 use super::mounts::Remote;
+use super::names::marks::Marks;
+use super::names::{Change, Names};
 use super::proc;
 use crate::host::{Host, Moment};
 use crate::sensors::outlet::Outlet;
@@ -14,7 +16,7 @@ use crate::sensors::processes::{Facts, ProcessTable};
 use crate::sensors::users::Users;
 use crate::sensors::{Level, Observation};
 use crate::sys::connector::Connector;
-use crate::sys::fanotify::{self, Group, Target};
+use crate::sys::fanotify::{self, Group, NameBatch, NameGroup, Target};
 use crossbeam_channel::Receiver;
 use rustix::event::{PollFd, PollFlags, epoll};
 use rustix::time::Timespec;
@@ -39,10 +41,16 @@ const REREAD_INTERVAL: Duration = Duration::from_secs(1);
 /// After an overflow the exact count comes with the next message of each CPU; later than this nobody knows it.
 const COUNT_WAIT: Duration = Duration::from_secs(1);
 
+/// The group for names, and where its file systems are.
+pub(crate) type NameParts = (Arc<NameGroup>, Arc<Marks>);
+
 /// What the thread is given.
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) group: Arc<Group>,
+    pub(crate) names: Option<NameParts>,
+    /// Why there is no such group.
+    pub(crate) names_reason: String,
     pub(crate) connector: Option<Connector>,
     /// Whether to try for the connector again when it is not there.
     pub(crate) retry: bool,
@@ -55,6 +63,9 @@ pub(crate) struct Parts {
 
 struct Reader {
     parts: Parts,
+    names: Option<Names>,
+    names_empty: Moment,
+    names_failed: bool,
     joiner: Joiner,
     users: Users,
     sequences: Sequences,
@@ -81,6 +92,10 @@ pub(crate) fn run(parts: Parts) {
         }
     };
     let mut reader = Reader::new(parts);
+    if !reader.parts.names_reason.is_empty() {
+        let reason = cut(reader.parts.names_reason.clone());
+        reader.parts.outlet.health("names", HealthState::Degraded, reason);
+    }
     reader.inventory();
     let mut ready = Vec::with_capacity(4);
     loop {
@@ -106,6 +121,9 @@ fn watch(parts: &Parts) -> rustix::io::Result<OwnedFd> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&epoll, &parts.stop, epoll::EventData::new_u64(STOP), epoll::EventFlags::IN)?;
     epoll::add(&epoll, &*parts.group, epoll::EventData::new_u64(QUEUES), epoll::EventFlags::IN)?;
+    if let Some((names, _)) = &parts.names {
+        epoll::add(&epoll, &**names, epoll::EventData::new_u64(QUEUES), epoll::EventFlags::IN)?;
+    }
     if let Some(connector) = &parts.connector {
         epoll::add(&epoll, connector, epoll::EventData::new_u64(QUEUES), epoll::EventFlags::IN)?;
     }
@@ -117,8 +135,12 @@ impl Reader {
         let now = Moment::now();
         let own_pid = std::process::id();
         let own_image = proc::open_exe(own_pid, |_| false).map(|image| image.key);
+        let names = parts.names.clone().map(|(group, marks)| Names::new(group, marks));
         Self {
             parts,
+            names,
+            names_empty: now,
+            names_failed: false,
             joiner: Joiner::new(ProcessTable::new(Host::read().boot_id)),
             users: Users::new("/etc/passwd".into()),
             sequences: Sequences::default(),
@@ -147,7 +169,7 @@ impl Reader {
     fn pause(&self) -> Duration {
         if self.joiner.is_waiting() {
             Duration::ZERO
-        } else if self.parts.outlet.is_waiting() || self.files_failed {
+        } else if self.parts.outlet.is_waiting() || self.files_failed || self.names_failed {
             RETRY
         } else {
             IDLE
@@ -157,6 +179,7 @@ impl Reader {
     fn turn(&mut self, epoll: &OwnedFd) {
         let now = Moment::now();
         let (events, emptied) = self.read_files(now);
+        let named = self.read_names(now);
         self.follow_processes(now);
         let batch: Vec<Seen> = events.into_iter().filter_map(|event| self.look(event, now)).collect();
         let outcomes = match self.parts.connector {
@@ -165,6 +188,9 @@ impl Reader {
         };
         for outcome in outcomes {
             self.hand_on(outcome);
+        }
+        if let Some(batch) = named {
+            self.follow_names(batch, now);
         }
         self.reread_if_due(now);
         self.connect_if_due(epoll);
@@ -200,6 +226,95 @@ impl Reader {
                 (Vec::new(), true)
             }
         }
+    }
+
+    fn read_names(&mut self, now: Moment) -> Option<NameBatch> {
+        let names = self.names.as_mut()?;
+        match names.read() {
+            Ok(batch) => {
+                if std::mem::take(&mut self.names_failed) {
+                    self.parts.outlet.health("names", HealthState::Ok, "reads again".into());
+                }
+                Some(batch)
+            }
+            Err(error) if is_exhausted(error.raw_os_error()) => {
+                names.forget();
+                let detail = format!("the kernel could not open a process for the agent: {error}");
+                self.parts.outlet.lost(GapReason::Descriptors, None, self.names_empty, now, &detail);
+                None
+            }
+            Err(error) => {
+                names.forget();
+                if !std::mem::replace(&mut self.names_failed, true) {
+                    let message = format!("could not read events of names: {error}");
+                    self.parts.outlet.health("names", HealthState::Failed, message);
+                    let detail = "events of names could not be read";
+                    self.parts.outlet.lost(GapReason::KernelQueue, None, self.names_empty, now, detail);
+                }
+                None
+            }
+        }
+    }
+
+    fn follow_names(&mut self, batch: NameBatch, now: Moment) {
+        let Some(mut names) = self.names.take() else { return };
+        let mut overflowed = false;
+        let with_pidfd = names.group().pidfd;
+        for event in batch.events() {
+            if event.mask & fanotify::QUEUE_OVERFLOW != 0 {
+                overflowed = true;
+                names.forget();
+                let detail = "the kernel's queue of name events was full";
+                self.parts.outlet.lost(GapReason::KernelQueue, None, self.names_empty, now, detail);
+            } else if event.pid == self.own_pid || self.parent(event.pid) == self.own_pid {
+                names.follow_own(&event);
+                self.parts.outlet.own();
+            } else {
+                for change in names.follow(&event, self.parts.outlet.paths(), now).drain(..) {
+                    self.name_changed(change, event.pid, event.pidfd, with_pidfd, now);
+                }
+            }
+        }
+        if batch.emptied && !overflowed {
+            self.names_empty = now;
+        }
+        if let Some(troubles) = names.troubles() {
+            let state = if troubles.is_empty() { HealthState::Ok } else { HealthState::Degraded };
+            let message = if troubles.is_empty() {
+                "names are followed on every file system that is covered".to_owned()
+            } else {
+                format!("names are not followed on {}", troubles.join("; "))
+            };
+            self.parts.outlet.health("names", state, cut(message));
+        }
+        names.end_turn(batch);
+        self.names = Some(names);
+    }
+
+    fn name_changed(
+        &mut self,
+        change: Change,
+        pid: u32,
+        pidfd: Option<&OwnedFd>,
+        with_pidfd: bool,
+        now: Moment,
+    ) {
+        let mut observation = match change {
+            Change::Unwatched => return self.parts.outlet.unwatched(),
+            Change::Duplicate => return self.parts.outlet.duplicate(),
+            Change::Refused(errno) => {
+                return self.no_descriptor(now, &std::io::Error::from_raw_os_error(errno));
+            }
+            Change::Observed(observation) => observation,
+        };
+        if let Observation::FileWritten { process, .. } | Observation::NameChanged { process, .. } =
+            &mut observation
+        {
+            self.ask(pid, pidfd, with_pidfd);
+            *process = self.joiner.table.describe(pid, crate::sensors::processes::Which::Settled);
+            *process = process.take().map(|process| self.with_user(process));
+        }
+        self.parts.outlet.pass(observation, now);
     }
 
     fn no_descriptor(&mut self, now: Moment, error: &std::io::Error) {
@@ -288,7 +403,7 @@ impl Reader {
         if run.is_none() && written.is_none() {
             return None;
         }
-        self.ask(event.pid, event.pidfd.as_ref());
+        self.ask(event.pid, event.pidfd.as_ref(), self.parts.group.pidfd);
         Some(Seen { pid: event.pid, written, run, at: now })
     }
 
@@ -301,8 +416,8 @@ impl Reader {
     }
 
     /// Somebody unknown: `/proc` says, if the process is still there after it was read.
-    fn ask(&mut self, pid: u32, pidfd: Option<&OwnedFd>) {
-        if pid == 0 || self.joiner.table.knows(pid) || (self.parts.group.pidfd && pidfd.is_none()) {
+    fn ask(&mut self, pid: u32, pidfd: Option<&OwnedFd>, with_pidfd: bool) {
+        if pid == 0 || self.joiner.table.knows(pid) || (with_pidfd && pidfd.is_none()) {
             return;
         }
         let Some(facts) = proc::facts(pid) else { return };

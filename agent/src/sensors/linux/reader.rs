@@ -169,7 +169,11 @@ impl Reader {
     fn pause(&self) -> Duration {
         if self.joiner.is_waiting() {
             Duration::ZERO
-        } else if self.parts.outlet.is_waiting() || self.files_failed || self.names_failed {
+        } else if self.parts.outlet.is_waiting()
+            || self.files_failed
+            || self.names_failed
+            || self.names.as_ref().is_some_and(Names::is_waiting)
+        {
             RETRY
         } else {
             IDLE
@@ -271,7 +275,7 @@ impl Reader {
                 self.parts.outlet.own();
             } else {
                 for change in names.follow(&event, self.parts.outlet.paths(), now).drain(..) {
-                    self.name_changed(change, event.pid, event.pidfd, with_pidfd, now);
+                    self.name_changed(change, event.pidfd, with_pidfd, now);
                 }
             }
         }
@@ -287,25 +291,20 @@ impl Reader {
             };
             self.parts.outlet.health("names", state, cut(message));
         }
-        names.end_turn(batch);
+        for change in names.end_turn(batch, self.parts.outlet.paths()) {
+            self.name_changed(change, None, true, now);
+        }
         self.names = Some(names);
     }
 
-    fn name_changed(
-        &mut self,
-        change: Change,
-        pid: u32,
-        pidfd: Option<&OwnedFd>,
-        with_pidfd: bool,
-        now: Moment,
-    ) {
-        let mut observation = match change {
+    fn name_changed(&mut self, change: Change, pidfd: Option<&OwnedFd>, with_pidfd: bool, now: Moment) {
+        let (pid, mut observation) = match change {
             Change::Unwatched => return self.parts.outlet.unwatched(),
             Change::Duplicate => return self.parts.outlet.duplicate(),
             Change::Refused(errno) => {
                 return self.no_descriptor(now, &std::io::Error::from_raw_os_error(errno));
             }
-            Change::Observed(observation) => observation,
+            Change::Observed(pid, observation) => (pid, *observation),
         };
         if let Observation::FileWritten { process, .. } | Observation::NameChanged { process, .. } =
             &mut observation

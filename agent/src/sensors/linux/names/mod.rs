@@ -17,6 +17,7 @@ use folders::Folders;
 use links::Links;
 use marks::Marks;
 use objects::{Missing, Object, Objects};
+use orphans::{Orphan, Orphans};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -31,6 +32,8 @@ mod folders;
 mod links;
 /// Marks, and where the file systems are.
 pub(crate) mod marks;
+/// Deletions that wait for a path.
+mod orphans;
 /// Opening by handle.
 mod objects;
 
@@ -46,6 +49,7 @@ pub(crate) struct Names {
     objects: Objects,
     folders: Folders,
     links: Links,
+    orphans: Orphans,
     halves: HashMap<u32, Vec<u8>>,
     marks: Arc<Marks>,
     marks_seen: u64,
@@ -63,16 +67,23 @@ pub(crate) enum Change {
     Duplicate,
     /// A file that should have been scanned could not be opened: errno.
     Refused(i32),
-    /// Worth telling; the process is still to be added.
-    Observed(Observation),
+    /// Worth telling; the process, whose pid this is, is still to be added.
+    Observed(u32, Box<Observation>),
 }
 
 /// What the kernel said, as far as one decision needs it.
 #[derive(Debug, Clone, Copy)]
 struct Context<'a> {
     paths: &'a Paths,
+    pid: u32,
     now: Moment,
     folder: bool,
+}
+
+impl Context<'_> {
+    fn observed(self, observation: Observation) -> Change {
+        Change::Observed(self.pid, Box::new(observation))
+    }
 }
 
 impl Names {
@@ -84,6 +95,7 @@ impl Names {
             objects: Objects::new(marks.clone()),
             folders: Folders::default(),
             links: Links::default(),
+            orphans: Orphans::default(),
             halves: HashMap::new(),
             marks,
             marks_seen: 0,
@@ -131,16 +143,26 @@ impl Names {
         self.halves.clear();
     }
 
-    /// Lets go of what may keep a file system from being unmounted, and takes the buffer back.
-    pub(crate) fn end_turn(&mut self, batch: NameBatch) {
+    /// Lets go of what may keep a file system from being unmounted, and takes the buffer back. Gives what waited
+    /// for a path in vain.
+    pub(crate) fn end_turn(&mut self, batch: NameBatch, paths: &Paths) -> Vec<Change> {
         self.objects.end_turn();
+        let hopeless = self.orphans.end_turn(batch.emptied);
         self.buffer = batch.into_buffer();
+        hopeless.into_iter().map(|orphan| nameless(orphan, paths)).collect()
+    }
+
+    /// Whether another turn should come soon although the queue is empty.
+    #[must_use]
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.orphans.is_waiting()
     }
 
     /// Takes note of what the agent itself did: its folders have paths too.
     pub(crate) fn follow_own(&mut self, event: &NameEvent<'_>) {
         let nowhere = Paths { watch: vec![b"/dev/null/".to_vec()], exclude: Vec::new() };
-        if event.mask & FOLDER != 0 || event.place.is_none() {
+        let noted = event.mask & (CREATE | RENAME | MOVED_FROM | MOVED_TO) != 0 && event.mask & DELETE == 0;
+        if event.mask & FOLDER != 0 && noted || event.place.is_none() {
             self.follow(event, &nowhere, Moment { unix_ns: 0, uptime_ns: 0 }).clear();
         }
     }
@@ -148,7 +170,7 @@ impl Names {
     /// What an event means.
     pub(crate) fn follow(&mut self, event: &NameEvent<'_>, paths: &Paths, now: Moment) -> &mut Vec<Change> {
         self.changes.clear();
-        let context = Context { paths, now, folder: event.mask & FOLDER != 0 };
+        let context = Context { paths, pid: event.pid, now, folder: event.mask & FOLDER != 0 };
         match event.place {
             Some(place) => self.follow_place(event, place, context),
             None => {
@@ -179,7 +201,7 @@ impl Names {
             self.attributes(event.object, place, mask & CREATE != 0, context);
         }
         if mask & DELETE != 0 {
-            self.deleted(place, context);
+            self.deleted(event.object, place, context);
         }
     }
 
@@ -279,7 +301,7 @@ impl Names {
                 .map_err(|_| Missing::Gone) // not there, or no folder
         });
         match opened {
-            Ok(folder) => self.changes.push(Change::Observed(Observation::CameIntoView {
+            Ok(folder) => self.changes.push(context.observed(Observation::CameIntoView {
                 folder,
                 path: below,
                 since_unix_ns: 0,
@@ -361,19 +383,35 @@ impl Names {
         self.changes.push(change);
     }
 
-    fn deleted(&mut self, place: Place<'_>, context: Context<'_>) {
-        let change = match self.path(place) {
-            Some(path) if context.paths.cover(&path) => {
-                changed(FileAction::Deleted, None, path, Vec::new(), context)
-            }
-            Some(_) => Change::Unwatched,
-            // Its folder is gone too, and nobody ever heard of it: the bare name is all there is.
-            None if context.paths.watch.is_empty() => {
-                changed(FileAction::Deleted, None, place.name.to_vec(), Vec::new(), context)
-            }
-            None => Change::Unwatched,
+    fn deleted(&mut self, handle: Option<Handle<'_>>, place: Place<'_>, context: Context<'_>) {
+        let folder = handle.filter(|_| context.folder).map(Handle::key);
+        let orphan = Orphan {
+            name: place.name.into(),
+            folder: folder.map(Box::from),
+            is_folder: context.folder,
+            pid: context.pid,
+            at: context.now,
         };
-        self.changes.push(change);
+        match self.path(place) {
+            Some(path) => self.adopt(vec![(path, orphan)], context.paths),
+            None => {
+                if let Err(orphan) = self.orphans.add(place.folder.key(), orphan) {
+                    self.changes.push(nameless(orphan, context.paths));
+                }
+            }
+        }
+    }
+
+    /// Deletions whose paths are known, and those of what was in them.
+    fn adopt(&mut self, mut known: Vec<(Vec<u8>, Orphan)>, paths: &Paths) {
+        while let Some((path, orphan)) = known.pop() {
+            if let Some(handle) = &orphan.folder {
+                self.folders.insert(handle, &path);
+                let inside = self.orphans.take(handle).into_iter();
+                known.extend(inside.map(|inside| (join(&path, &inside.name), inside)));
+            }
+            self.changes.push(if paths.cover(&path) { removed(orphan, path) } else { Change::Unwatched });
+        }
     }
 
     /// A file to scan under its new name. False when it is no regular file or not there any more.
@@ -420,15 +458,35 @@ impl Names {
         if place.name == b"." {
             return Some(folder.to_vec());
         }
-        let folder = folder.strip_suffix(b"/").unwrap_or(&folder);
-        let length = folder.len() + 1 + place.name.len();
-        (length <= PATH_BYTES_MAX).then(|| {
-            let mut path = Vec::with_capacity(length);
-            path.extend_from_slice(folder);
-            path.push(b'/');
-            path.extend_from_slice(place.name);
-            path
-        })
+        let path = join(&folder, place.name);
+        (path.len() <= PATH_BYTES_MAX).then_some(path)
+    }
+}
+
+fn join(folder: &[u8], name: &[u8]) -> Vec<u8> {
+    let folder = folder.strip_suffix(b"/").unwrap_or(folder);
+    let mut path = Vec::with_capacity(folder.len() + 1 + name.len());
+    path.extend_from_slice(folder);
+    path.push(b'/');
+    path.extend_from_slice(name);
+    path
+}
+
+fn removed(orphan: Orphan, path: Vec<u8>) -> Change {
+    let Orphan { is_folder: folder, pid, at, .. } = orphan;
+    let file = wire::File { path, deleted: true, ..wire::File::default() };
+    let (action, old_path) = (FileAction::Deleted, Vec::new());
+    let process = None;
+    Change::Observed(pid, Box::new(Observation::NameChanged { action, file, old_path, folder, process, at }))
+}
+
+/// Its folder is gone, and nobody ever heard of it: the bare name is all there is.
+fn nameless(orphan: Orphan, paths: &Paths) -> Change {
+    if paths.watch.is_empty() {
+        let name = orphan.name.to_vec();
+        removed(orphan, name)
+    } else {
+        Change::Unwatched
     }
 }
 
@@ -450,7 +508,7 @@ fn file_change(
         Err(Missing::Refused(errno)) => return Change::Refused(errno),
     };
     let deleted = object.stat().st_nlink == 0;
-    Change::Observed(Observation::FileWritten {
+    context.observed(Observation::FileWritten {
         file: OpenFile { descriptor, path, deleted, container_path: Vec::new() },
         process: None,
         trigger,
@@ -471,7 +529,7 @@ fn changed(
         None => wire::File { path, deleted: true, ..wire::File::default() },
     };
     let Context { folder, now: at, .. } = context;
-    Change::Observed(Observation::NameChanged { action, file, old_path, folder, process: None, at })
+    context.observed(Observation::NameChanged { action, file, old_path, folder, process: None, at })
 }
 
 /// What is watched of a folder that is at `path` now: itself, or watched folders below it.

@@ -88,10 +88,11 @@ impl Run {
         let count = |name: &str| {
             self.counters.all().into_iter().find(|(one, _)| *one == name).map_or(0, |(_, value)| value)
         };
-        let accounted = ["passed", "shed_own", "shed_unwatched", "lost_queue", "lost_kernel"]
-            .map(|name| count(&format!("sensor_{name}")))
-            .into_iter()
-            .sum::<u64>();
+        let accounted =
+            ["passed", "shed_own", "shed_unwatched", "shed_duplicate", "lost_queue", "lost_kernel"]
+                .map(|name| count(&format!("sensor_{name}")))
+                .into_iter()
+                .sum::<u64>();
         assert!(accounted > 0);
         assert_eq!(count("sensor_seen"), accounted, "{:?}", self.counters.all());
         self.counters

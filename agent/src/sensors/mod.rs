@@ -28,7 +28,7 @@ mod linux;
 mod portable;
 
 /// Observations between sensors and detection. Each may hold an open descriptor, so this many descriptors at
-/// most wait there; the sensors themselves hold fewer than 1,500 more. Beyond it a gap is recorded.
+/// most wait there; the sensors themselves hold fewer than 2,100 more. Beyond it a gap is recorded.
 pub const OBSERVATIONS_QUEUE_MAX: usize = 2048;
 
 /// What to look at.

@@ -88,6 +88,12 @@ impl Outlet {
         self.counters.sensor_shed_unwatched.one();
     }
 
+    /// Something that another event tells.
+    pub(crate) fn duplicate(&self) {
+        self.counters.sensor_seen.one();
+        self.counters.sensor_shed_duplicate.one();
+    }
+
     /// The kernel or a library said that it dropped something: told as soon as there is room.
     pub(crate) fn lost(
         &mut self,
@@ -203,7 +209,9 @@ mod tests {
     }
 
     fn balance(counters: &Counters) {
-        let shed = counters.sensor_shed_own.get() + counters.sensor_shed_unwatched.get();
+        let shed = counters.sensor_shed_own.get()
+            + counters.sensor_shed_unwatched.get()
+            + counters.sensor_shed_duplicate.get();
         let lost = counters.sensor_lost_queue.get() + counters.sensor_lost_kernel.get();
         assert_eq!(counters.sensor_seen.get(), counters.sensor_passed.get() + shed + lost);
     }
@@ -218,6 +226,7 @@ mod tests {
         }
         outlet.own();
         outlet.unwatched();
+        outlet.duplicate();
         outlet.flush(moment(7));
         assert!(outlet.is_waiting());
         input.recv().unwrap();

@@ -1,12 +1,12 @@
-//! The Linux sensors: fanotify group A and the process connector, read by one thread, and a second thread that
-//! follows the mounts.
+//! The Linux sensors: fanotify group A (content), group B (names) and the process connector, read by one thread,
+//! and a second thread that follows the mounts.
 //!
 //! Assumes CAP_SYS_ADMIN for the marks and CAP_NET_ADMIN for the connector; says so when they are missing.
 
 use super::outlet::{Outlet, Paths};
 use super::{Config, Level, Observation, Sensors, Stopping};
 use crate::sys::connector::Connector;
-use crate::sys::fanotify::Group;
+use crate::sys::fanotify::{Group, NameGroup};
 use crate::telemetry::Counters;
 use anyhow::Context;
 use crossbeam_channel::Sender;
@@ -27,6 +27,8 @@ mod proc;
 mod mountinfo;
 /// Marks on superblocks.
 mod mounts;
+/// Names that change.
+mod names;
 
 /// Starts both threads; every superblock that there is has its mark on return.
 ///
@@ -40,7 +42,12 @@ pub(crate) fn start(
     let group = Group::new().context("fanotify is refused (it needs CAP_SYS_ADMIN)")?;
     let group = Arc::new(group);
     raise_descriptor_limit();
-    let (mut mounts, reports) = mounts::Mounts::new(group.clone(), config.network_filesystems);
+    let (names, names_reason) = name_group();
+    let (mut mounts, reports) = mounts::Mounts::new(
+        group.clone(),
+        names.as_ref().map(|(_, marks)| marks.clone()),
+        config.network_filesystems,
+    );
     mounts.refresh()?;
     let (connector, reason) = listen(config.level_max);
     let level = if connector.is_some() { Level::Full } else { Level::Names };
@@ -49,6 +56,7 @@ pub(crate) fn start(
         reason,
         pidfd = group.pidfd,
         descriptor_errors = group.descriptor_errors,
+        names = names_reason,
         marks = mounts.describe(),
         "sensors start"
     );
@@ -58,6 +66,8 @@ pub(crate) fn start(
     let paths = Paths { watch: config.watch.clone(), exclude: config.exclude.clone() };
     let parts = reader::Parts {
         group,
+        names,
+        names_reason,
         connector,
         retry: level == Level::Full, // what was refused once stays refused
         outlet: Outlet::new(out, counters, paths),
@@ -76,6 +86,23 @@ pub(crate) fn start(
     let run = move || mounts.run(&stop_mounts);
     sensors.threads.push(follower.spawn(run).context("could not start a thread")?);
     Ok(sensors)
+}
+
+/// The group for names and its marks, or why there is none: without it everything else goes on.
+fn name_group() -> (Option<reader::NameParts>, String) {
+    match NameGroup::new() {
+        Ok(group) => {
+            let group = Arc::new(group);
+            let marks = Arc::new(names::marks::Marks::new(group.clone()));
+            (Some((group, marks)), String::new())
+        }
+        Err(error) => {
+            let reason = format!(
+                "renames, links, deletions and changes of mode are not seen (that needs Linux 5.9): {error}"
+            );
+            (None, reason)
+        }
+    }
 }
 
 fn listen(level_max: Level) -> (Option<Connector>, String) {

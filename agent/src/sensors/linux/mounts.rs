@@ -5,6 +5,7 @@
 //! as health.
 
 use super::mountinfo::{self, Coverage, Mount};
+use super::names::marks::Marks;
 use crate::sys::fanotify::{CLOSE_WRITE, Group, OPEN_EXEC, Scope};
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender};
@@ -39,6 +40,7 @@ const LADDER: [(Scope, u64); 4] = [
 #[derive(Debug)]
 pub(crate) struct Mounts {
     group: Arc<Group>,
+    names: Option<Arc<Marks>>,
     network: bool,
     scope: Scope,
     mask: u64,
@@ -50,10 +52,15 @@ pub(crate) struct Mounts {
 
 impl Mounts {
     /// And where the list of what can't be marked arrives whenever it changes.
-    pub(crate) fn new(group: Arc<Group>, network: bool) -> (Self, Receiver<Vec<String>>) {
+    pub(crate) fn new(
+        group: Arc<Group>,
+        names: Option<Arc<Marks>>,
+        network: bool,
+    ) -> (Self, Receiver<Vec<String>>) {
         let (reports, receiver) = crossbeam_channel::bounded(REPORTS_MAX);
         let mounts = Self {
             group,
+            names,
             network,
             scope: Scope::Filesystem,
             mask: CLOSE_WRITE | OPEN_EXEC,
@@ -185,6 +192,9 @@ impl Mounts {
             return Ok(false);
         }
         let path = CString::new(format!("/proc/self/fd/{}", place.as_raw_fd()))?;
+        if let Some(names) = &self.names {
+            names.mark(&place, &path, mount);
+        }
         let start = LADDER.iter().position(|step| *step == (self.scope, self.mask)).unwrap_or(0);
         let mut last = anyhow::anyhow!("the kernel knows no mark for it");
         for (scope, mask) in LADDER.iter().skip(start) {

@@ -1,21 +1,23 @@
-//! The reader: one thread, both kernel queues, one turn after another.
+//! The reader: one thread, all kernel queues, one turn after another.
 //!
-//! A turn reads a batch of fanotify, drains the process connector to empty, applies its part to the process
-//! table, then handles the batch. That order is what makes attribution a join and not a guess. Assumes that the
-//! marks are somebody else's (`mounts`). Never blocks on detection: see `outlet`.
+//! A turn reads a batch of each fanotify group, drains the process connector to empty, applies its part to the
+//! process table, then handles the batches, content before names. That order is what makes attribution a join and
+//! not a guess. Assumes that the marks are somebody else's (`mounts`). Never blocks on detection: see `outlet`.
 
 use super::follow::{self, Clocks, Drained, Sequences};
 use super::join::{Joiner, Outcome, Program, Read, Seen};
 use super::mounts::Remote;
+use super::names::marks::Marks;
+use super::names::{self, Names};
 use super::proc;
 use super::urgency::{Change, Urgency};
 use crate::host::{Host, Moment};
 use crate::sensors::outlet::Outlet;
-use crate::sensors::processes::{Facts, ProcessTable, Standing};
+use crate::sensors::processes::{Facts, Holder, ProcessTable, Standing, Which, Window};
 use crate::sensors::users::Users;
 use crate::sensors::{Level, Observation};
 use crate::sys::connector::Connector;
-use crate::sys::fanotify::{self, Group, Target};
+use crate::sys::fanotify::{self, Group, NameBatch, NameEvent, NameGroup, Target};
 use crate::sys::schedule;
 use crossbeam_channel::Receiver;
 use rustix::event::{PollFd, PollFlags, epoll};
@@ -43,10 +45,16 @@ const COUNT_WAIT: Duration = Duration::from_secs(1);
 /// Messages after which the reader looks how long it has worked: each exec among them costs a look at `/proc`.
 const WORKED_EVERY: usize = 64;
 
+/// The group for names, and where its file systems are.
+pub(crate) type NameParts = (Arc<NameGroup>, Arc<Marks>);
+
 /// What the thread is given.
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) group: Arc<Group>,
+    pub(crate) names: Option<NameParts>,
+    /// Why there is no such group.
+    pub(crate) names_reason: String,
     pub(crate) connector: Option<Connector>,
     /// Whether to try for the connector again when it is not there.
     pub(crate) retry: bool,
@@ -61,6 +69,11 @@ pub(crate) struct Parts {
 
 struct Reader {
     parts: Parts,
+    names: Option<Names>,
+    names_empty: Moment,
+    /// What is read next of names was queued after this. CLOCK_BOOTTIME, nanoseconds.
+    names_since_ns: u64,
+    names_failed: bool,
     joiner: Joiner,
     users: Users,
     sequences: Sequences,
@@ -89,6 +102,10 @@ pub(crate) fn run(parts: Parts) {
         }
     };
     let mut reader = Reader::new(parts);
+    if !reader.parts.names_reason.is_empty() {
+        let reason = cut(reader.parts.names_reason.clone());
+        reader.parts.outlet.health("names", HealthState::Degraded, reason);
+    }
     reader.inventory();
     reader.hurry();
     let mut ready = Vec::with_capacity(4);
@@ -124,6 +141,9 @@ fn watch(parts: &Parts) -> rustix::io::Result<OwnedFd> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&epoll, &parts.stop, epoll::EventData::new_u64(STOP), epoll::EventFlags::IN)?;
     epoll::add(&epoll, &*parts.group, epoll::EventData::new_u64(QUEUES), epoll::EventFlags::IN)?;
+    if let Some((names, _)) = &parts.names {
+        epoll::add(&epoll, &**names, epoll::EventData::new_u64(QUEUES), epoll::EventFlags::IN)?;
+    }
     if let Some(connector) = &parts.connector {
         epoll::add(&epoll, connector, epoll::EventData::new_u64(QUEUES), epoll::EventFlags::IN)?;
     }
@@ -135,8 +155,13 @@ impl Reader {
         let now = Moment::now();
         let own_pid = std::process::id();
         let own_image = proc::open_exe(own_pid, |_| false).map(|image| image.key);
+        let names = parts.names.clone().map(|(group, marks)| Names::new(group, marks));
         Self {
             parts,
+            names,
+            names_empty: now,
+            names_since_ns: 0,
+            names_failed: false,
             joiner: Joiner::new(ProcessTable::new(Host::read().boot_id)),
             users: Users::new("/etc/passwd".into()),
             sequences: Sequences::default(),
@@ -214,7 +239,11 @@ impl Reader {
     fn pause(&self) -> Duration {
         if self.joiner.is_waiting() {
             Duration::ZERO
-        } else if self.parts.outlet.is_waiting() || self.files_failed {
+        } else if self.parts.outlet.is_waiting()
+            || self.files_failed
+            || self.names_failed
+            || self.names.as_ref().is_some_and(Names::is_waiting)
+        {
             RETRY
         } else {
             IDLE
@@ -223,6 +252,9 @@ impl Reader {
 
     fn turn(&mut self, epoll: &OwnedFd) {
         let now = Moment::now();
+        // Names first: what ran a program and then changed a name is in the batch of content that comes after.
+        let named = self.read_names(now);
+        let named_until_ns = Moment::now().uptime_ns;
         let (events, emptied) = self.read_files(now);
         let read = Read { from_ns: now.uptime_ns, until_ns: Moment::now().uptime_ns, emptied };
         self.follow_processes(now);
@@ -233,6 +265,10 @@ impl Reader {
         };
         for outcome in outcomes {
             self.hand_on(outcome);
+        }
+        if let Some(batch) = named {
+            let read = Read { from_ns: now.uptime_ns, until_ns: named_until_ns, emptied: batch.emptied };
+            self.follow_names(batch, read, now);
         }
         self.reread_if_due(now);
         self.connect_if_due(epoll);
@@ -269,6 +305,114 @@ impl Reader {
                 (Vec::new(), true)
             }
         }
+    }
+
+    fn read_names(&mut self, now: Moment) -> Option<NameBatch> {
+        let names = self.names.as_mut()?;
+        match names.read() {
+            Ok(batch) => {
+                if std::mem::take(&mut self.names_failed) {
+                    self.parts.outlet.health("names", HealthState::Ok, "reads again".into());
+                }
+                Some(batch)
+            }
+            Err(error) if is_exhausted(error.raw_os_error()) => {
+                names.forget();
+                let detail = format!("the kernel could not open a process for the agent: {error}");
+                self.parts.outlet.lost(GapReason::Descriptors, None, self.names_empty, now, &detail);
+                None
+            }
+            Err(error) => {
+                names.forget();
+                if !std::mem::replace(&mut self.names_failed, true) {
+                    let message = format!("could not read events of names: {error}");
+                    self.parts.outlet.health("names", HealthState::Failed, message);
+                    let detail = "events of names could not be read";
+                    self.parts.outlet.lost(GapReason::KernelQueue, None, self.names_empty, now, detail);
+                }
+                None
+            }
+        }
+    }
+
+    fn follow_names(&mut self, batch: NameBatch, read: Read, now: Moment) {
+        let Some(mut names) = self.names.take() else { return };
+        let mut overflowed = false;
+        for event in batch.events() {
+            if event.mask & fanotify::QUEUE_OVERFLOW != 0 {
+                overflowed = true;
+                names.forget();
+                let detail = "the kernel's queue of name events was full";
+                self.parts.outlet.lost(GapReason::KernelQueue, None, self.names_empty, now, detail);
+            } else if event.pid == self.own_pid || self.parent(event.pid) == self.own_pid {
+                names.follow_own(&event);
+                self.parts.outlet.own();
+            } else {
+                for change in names.follow(&event, self.parts.outlet.paths(), now).drain(..) {
+                    self.name_changed(change, Some(&event), read, now);
+                }
+            }
+        }
+        if batch.emptied && !overflowed {
+            self.names_empty = now;
+            self.names_since_ns = self.names_since_ns.max(read.from_ns);
+        }
+        if let Some(troubles) = names.troubles() {
+            let state = if troubles.is_empty() { HealthState::Ok } else { HealthState::Degraded };
+            let message = if troubles.is_empty() {
+                "names are followed on every file system that is covered".to_owned()
+            } else {
+                format!("names are not followed on {}", troubles.join("; "))
+            };
+            self.parts.outlet.health("names", state, cut(message));
+        }
+        for change in names.end_turn(batch, self.parts.outlet.paths()) {
+            self.name_changed(change, None, read, now);
+        }
+        self.names = Some(names);
+    }
+
+    fn name_changed(
+        &mut self,
+        change: names::Change,
+        event: Option<&NameEvent<'_>>,
+        read: Read,
+        now: Moment,
+    ) {
+        let (pid, mut observation) = match change {
+            names::Change::Unwatched => return self.parts.outlet.unwatched(),
+            names::Change::Duplicate => return self.parts.outlet.duplicate(),
+            names::Change::Refused(errno) => {
+                return self.no_descriptor(now, &std::io::Error::from_raw_os_error(errno));
+            }
+            names::Change::Observed(pid, observation) => (pid, *observation),
+        };
+        if let Observation::FileWritten { process, .. } | Observation::NameChanged { process, .. } =
+            &mut observation
+        {
+            *process = self.author(pid, event.filter(|event| event.pid == pid), read);
+        }
+        self.parts.outlet.pass(observation, now);
+    }
+
+    /// Who changed a name, by the rules of the join: right or nobody. What it runs is the newest that is known,
+    /// because the content's batch was read after this one.
+    fn author(&mut self, pid: u32, event: Option<&NameEvent<'_>>, read: Read) -> Option<wire::Process> {
+        let with_pidfd = self.parts.names.as_ref().is_some_and(|(group, _)| group.pidfd);
+        let pidfd = event.and_then(|event| event.pidfd);
+        self.ask(pid, pidfd, with_pidfd);
+        let standing = self.standing(pidfd, event.is_some_and(|event| event.reaped), pid);
+        let window = Window { since_ns: self.names_since_ns, read_ns: read.from_ns, until_ns: read.until_ns };
+        let who = match self.joiner.table.holder(pid, standing, window) {
+            Holder::One(who) => {
+                self.names_since_ns = self.names_since_ns.max(self.joiner.table.told_ns(who));
+                who
+            }
+            Holder::Nobody => pid.into(),
+            Holder::Several => return None,
+        };
+        let process = self.joiner.table.describe(who, Which::Newest)?;
+        Some(self.with_user(process))
     }
 
     fn no_descriptor(&mut self, now: Moment, error: &std::io::Error) {
@@ -358,13 +502,13 @@ impl Reader {
         if run.is_none() && written.is_none() {
             return None;
         }
-        self.ask(event.pid, event.pidfd.as_ref());
-        let standing = self.standing(&event.pidfd, event.reaped, event.pid);
+        self.ask(event.pid, event.pidfd.as_ref(), self.parts.group.pidfd);
+        let standing = self.standing(event.pidfd.as_ref(), event.reaped, event.pid);
         Some(Seen { pid: event.pid, standing, written, run, at: now })
     }
 
     /// What has become of whoever caused an event, asked after the connector was drained.
-    fn standing(&self, pidfd: &Option<OwnedFd>, reaped: bool, pid: u32) -> Standing {
+    fn standing(&self, pidfd: Option<&OwnedFd>, reaped: bool, pid: u32) -> Standing {
         match pidfd {
             Some(pidfd) if has_ended(pidfd) => Standing::Ended,
             Some(_) => Standing::Lives,
@@ -389,8 +533,8 @@ impl Reader {
     }
 
     /// Somebody unknown: `/proc` says, if the process is still there after it was read.
-    fn ask(&mut self, pid: u32, pidfd: Option<&OwnedFd>) {
-        if pid == 0 || self.joiner.table.knows(pid) || (self.parts.group.pidfd && pidfd.is_none()) {
+    fn ask(&mut self, pid: u32, pidfd: Option<&OwnedFd>, with_pidfd: bool) {
+        if pid == 0 || self.joiner.table.knows(pid) || (with_pidfd && pidfd.is_none()) {
             return;
         }
         let Some(facts) = proc::facts(pid) else { return };
@@ -471,7 +615,7 @@ impl Reader {
     }
 
     fn gone(&mut self, pid: u32, at: Moment) {
-        let process = self.joiner.table.describe(pid, crate::sensors::processes::Which::Newest);
+        let process = self.joiner.table.describe(pid, Which::Newest);
         self.joiner.table.exit(pid, at.uptime_ns);
         if let Some(process) = process.filter(|process| self.running.remove(&(pid, process.start_ns))) {
             let process = self.with_user(process);
@@ -492,7 +636,7 @@ impl Reader {
             table.settle(facts.pid, &facts.executable, Source::Proc, true);
         }
         if (new || other)
-            && let Some(process) = table.describe(facts.pid, crate::sensors::processes::Which::Newest)
+            && let Some(process) = table.describe(facts.pid, Which::Newest)
         {
             let remote = self.parts.remote.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let image = proc::open_exe(facts.pid, |device| remote.contains(&device));

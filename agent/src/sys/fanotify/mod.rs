@@ -1,4 +1,4 @@
-//! fanotify(7) in descriptor mode: one group, its marks, and the events read from it.
+//! fanotify(7) in descriptor mode: one group, its marks, and the events read from it. Names are in `names`.
 //!
 //! Assumes Linux. Every descriptor that the kernel puts into an event is owned by that event before anything
 //! else happens, so none can leak. Events go to the reader thread of the Linux sensors.
@@ -6,6 +6,16 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// FID mode: names.
+mod names;
+/// Its bytes.
+mod records;
+
+pub use names::{
+    ATTRIB, CREATE, DELETE, FOLDER, MOVED_FROM, MOVED_TO, NameBatch, NameEvent, NameGroup, RENAME,
+};
+pub use records::{Handle, Place};
 
 /// One read. Bytes. Small, because every event in it opens two descriptors: at most 341 events.
 pub const READ_BYTES_MAX: usize = 8 << 10;
@@ -109,11 +119,7 @@ impl Group {
                 Scope::Filesystem => libc::FAN_MARK_FILESYSTEM,
                 Scope::Mount => libc::FAN_MARK_MOUNT,
             };
-        // SAFETY: the descriptor is open for the length of the call and the path is a C string that outlives it.
-        let done = unsafe {
-            libc::fanotify_mark(self.descriptor.as_raw_fd(), flags, mask, libc::AT_FDCWD, path.as_ptr())
-        };
-        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        set_mark(&self.descriptor, flags, mask, path)
     }
 
     /// Reads what waits, at most [`READ_BYTES_MAX`]. Does not block: nothing waiting is an empty batch.
@@ -137,6 +143,16 @@ impl AsFd for Group {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
+}
+
+fn set_mark(group: &OwnedFd, flags: u32, mask: u64, path: &CStr) -> io::Result<()> {
+    // SAFETY: the descriptor is open for the length of the call and the path is a C string that outlives it.
+    let done = unsafe { libc::fanotify_mark(group.as_raw_fd(), flags, mask, libc::AT_FDCWD, path.as_ptr()) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn unreadable() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the kernel sent a fanotify record that does not parse")
 }
 
 fn init(flags: u32) -> io::Result<OwnedFd> {
@@ -189,12 +205,7 @@ struct Record {
 fn parse(mut bytes: &[u8]) -> io::Result<Vec<Record>> {
     let mut records = Vec::new();
     while !bytes.is_empty() {
-        let (record, length) = parse_one(bytes).ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the kernel sent a fanotify record that does not parse",
-            )
-        })?;
+        let (record, length) = parse_one(bytes).ok_or_else(unreadable)?;
         records.push(record);
         bytes = bytes.get(length..).unwrap_or_default();
     }
@@ -202,6 +213,21 @@ fn parse(mut bytes: &[u8]) -> io::Result<Vec<Record>> {
 }
 
 fn parse_one(bytes: &[u8]) -> Option<(Record, usize)> {
+    let (metadata, records, length) = metadata(bytes)?;
+    let Metadata { mask, fd, pid } = metadata;
+    Some((Record { mask, fd, pid, pidfd: pidfd(records) }, length))
+}
+
+/// `struct fanotify_event_metadata`, as far as anybody needs it.
+#[derive(Debug)]
+struct Metadata {
+    mask: u64,
+    fd: i32,
+    pid: i32,
+}
+
+/// And the information records after it, and the length of the whole event.
+fn metadata(bytes: &[u8]) -> Option<(Metadata, &[u8], usize)> {
     let length = usize::try_from(u32::from_ne_bytes(field(bytes, 0)?)).ok()?;
     let version = *bytes.get(4)?;
     let metadata_length = usize::from(u16::from_ne_bytes(field(bytes, 6)?));
@@ -215,7 +241,7 @@ fn parse_one(bytes: &[u8]) -> Option<(Record, usize)> {
     let mask = u64::from_ne_bytes(field(body, 8)?);
     let fd = i32::from_ne_bytes(field(body, 16)?);
     let pid = i32::from_ne_bytes(field(body, 20)?);
-    Some((Record { mask, fd, pid, pidfd: pidfd(body.get(metadata_length..)?) }, length))
+    Some((Metadata { mask, fd, pid }, body.get(metadata_length..)?, length))
 }
 
 /// Looks through the information records: type, padding, length, then for a pidfd its number.

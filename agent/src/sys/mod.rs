@@ -9,6 +9,9 @@ pub mod filesystem;
 /// Linux: files that were written or are about to be run, each with an open descriptor.
 #[cfg(target_os = "linux")]
 pub mod fanotify;
+/// Linux: where an open file lies on its file system.
+#[cfg(target_os = "linux")]
+pub mod handles;
 /// Linux: fork, exec and exit of every process.
 #[cfg(target_os = "linux")]
 pub mod connector;

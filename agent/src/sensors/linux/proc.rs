@@ -4,6 +4,7 @@
 //! compares the start. Facts go into the process table.
 
 use super::join::Program;
+use super::places::{self, Places, Stat};
 use crate::sensors::OpenFile;
 use crate::sensors::processes::{Facts, cut_args};
 use rustix::fs::{Mode, OFlags, StatxFlags};
@@ -76,25 +77,45 @@ pub(crate) fn open_exe(pid: u32, remote: impl Fn(u64) -> bool) -> Option<Program
 /// A descriptor as something that was run; none when it is no regular file.
 #[must_use]
 pub(crate) fn program(descriptor: OwnedFd) -> Option<Program> {
-    let (file, key) = open_file(descriptor)?;
-    let mut magic = [0; 4];
-    let elf = rustix::io::pread(&file.descriptor, &mut magic, 0) == Ok(4) && &magic == b"\x7fELF";
-    Some(Program { file, key, elf })
+    let (file, stat) = open_file(descriptor)?;
+    let elf = is_elf(&file.descriptor);
+    Some(Program { file, key: (stat.device, stat.inode), elf })
 }
 
-/// A descriptor with its name; none when it is no regular file.
-#[must_use]
-pub(crate) fn open_file(descriptor: OwnedFd) -> Option<(OpenFile, (u64, u64))> {
-    let stat = rustix::fs::fstat(&descriptor).ok()?;
-    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
-        return None;
+fn is_elf(descriptor: &OwnedFd) -> bool {
+    let mut magic = [0; 4];
+    rustix::io::pread(descriptor, &mut magic, 0) == Ok(4) && &magic == b"\x7fELF"
+}
+
+impl Program {
+    /// The same file once more, with names that are settled.
+    pub(crate) fn copy(file: &OpenFile, stat: &Stat) -> Option<Self> {
+        let (path, container_path) = (file.path.clone(), file.container_path.clone());
+        let descriptor = file.descriptor.try_clone().ok()?;
+        let elf = is_elf(&descriptor);
+        let file = OpenFile { descriptor, path, deleted: file.deleted, container_path };
+        Some(Self { file, key: (stat.device, stat.inode), elf })
     }
-    let mut path = link(&format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
-    let deleted = stat.st_nlink == 0;
-    if let Some(name) = path.strip_suffix(b" (deleted)").filter(|_| deleted) {
+
+    /// Gives it the host's name.
+    pub(crate) fn settle(&mut self, places: &mut Places) {
+        if let Some(stat) = places::regular(&self.file.descriptor) {
+            places.settle(&mut self.file, &stat);
+        }
+    }
+}
+
+/// A descriptor with its name as the kernel gives it (see `places`); none when it is no regular file.
+#[must_use]
+pub(crate) fn open_file(descriptor: OwnedFd) -> Option<(OpenFile, Stat)> {
+    let stat = places::regular(&descriptor)?;
+    let mut path = places::name(&descriptor);
+    path.truncate(PATH_BYTES_MAX);
+    let deleted = stat.links == 0;
+    if let Some(name) = path.strip_suffix(places::DELETED).filter(|_| deleted) {
         path.truncate(name.len());
     }
-    Some((OpenFile { descriptor, path, deleted, container_path: Vec::new() }, (stat.st_dev, stat.st_ino)))
+    Some((OpenFile { descriptor, path, deleted, container_path: Vec::new() }, stat))
 }
 
 fn stat(pid: u32) -> Option<(Vec<u8>, u32, u64)> {

@@ -4,16 +4,19 @@
 //! table, then handles the batch. That order is what makes attribution a join and not a guess. Assumes that the
 //! marks are somebody else's (`mounts`). Never blocks on detection: see `outlet`.
 
+use super::exchange::{Bell, Late, Report};
 use super::follow::{self, Drained, Sequences};
-use super::join::{Joiner, Outcome, Program, Seen};
+use super::join::{Joiner, Outcome, Program, Seen, Told};
 use super::mounts::Remote;
+use super::places::Places;
 use super::proc;
+use super::twins::{Look, Twins};
 use crate::host::{Host, Moment};
 use crate::sensors::outlet::Outlet;
 use crate::sensors::processes::{Facts, ProcessTable};
 use crate::sensors::users::Users;
 use crate::sensors::{Level, Observation};
-use crate::sys::connector::Connector;
+use crate::sys::connector::{Connector, What};
 use crate::sys::fanotify::{self, Group, Target};
 use crossbeam_channel::Receiver;
 use rustix::event::{PollFd, PollFlags, epoll};
@@ -39,6 +42,10 @@ const REREAD_INTERVAL: Duration = Duration::from_secs(1);
 /// After an overflow the exact count comes with the next message of each CPU; later than this nobody knows it.
 const COUNT_WAIT: Duration = Duration::from_secs(1);
 
+/// On a file system that was found late, what changed up to so long before is looked at: clocks are coarse, and
+/// when it was mounted is known only to the last look. Nanoseconds.
+const BEFORE_MARK_NS: i64 = 60_000_000_000;
+
 /// What the thread is given.
 #[derive(Debug)]
 pub(crate) struct Parts {
@@ -50,13 +57,16 @@ pub(crate) struct Parts {
     pub(crate) level: Arc<AtomicU8>,
     pub(crate) stop: OwnedFd,
     pub(crate) remote: Remote,
-    pub(crate) reports: Receiver<Vec<String>>,
+    pub(crate) reports: Receiver<Report>,
+    pub(crate) bell: Bell,
+    pub(crate) places: Places,
 }
 
 struct Reader {
     parts: Parts,
     joiner: Joiner,
     users: Users,
+    twins: Twins,
     sequences: Sequences,
     running: HashSet<(u32, u64)>,
     own_pid: u32,
@@ -121,6 +131,7 @@ impl Reader {
             parts,
             joiner: Joiner::new(ProcessTable::new(Host::read().boot_id)),
             users: Users::new("/etc/passwd".into()),
+            twins: Twins::default(),
             sequences: Sequences::default(),
             running: HashSet::new(),
             own_pid,
@@ -157,8 +168,12 @@ impl Reader {
     fn turn(&mut self, epoll: &OwnedFd) {
         let now = Moment::now();
         let (events, emptied) = self.read_files(now);
+        self.parts.places.begin_turn();
         self.follow_processes(now);
-        let batch: Vec<Seen> = events.into_iter().filter_map(|event| self.look(event, now)).collect();
+        let looks = events.into_iter().filter_map(|event| self.look(event, now)).collect();
+        let (looks, duplicates) = self.twins.merge(looks, Instant::now());
+        (0..duplicates).for_each(|_| self.parts.outlet.duplicate());
+        let batch: Vec<Seen> = looks.into_iter().filter_map(|look| self.admit(look, now)).collect();
         let outcomes = match self.parts.connector {
             Some(_) => self.joiner.see(batch, emptied, now),
             None => self.joiner.see_alone(batch),
@@ -168,12 +183,36 @@ impl Reader {
         }
         self.reread_if_due(now);
         self.connect_if_due(epoll);
-        while let Ok(troubles) = self.parts.reports.try_recv() {
-            let state = if troubles.is_empty() { HealthState::Ok } else { HealthState::Degraded };
-            let message = cut(troubles.join("; "));
-            self.parts.outlet.health("mounts", state, message);
-        }
+        self.parts.places.end_turn();
+        self.hear_of_mounts();
         self.parts.outlet.flush(now);
+    }
+
+    fn hear_of_mounts(&mut self) {
+        while let Ok(report) = self.parts.reports.try_recv() {
+            match report {
+                Report::Troubles(troubles) => {
+                    let state = if troubles.is_empty() { HealthState::Ok } else { HealthState::Degraded };
+                    self.parts.outlet.health("mounts", state, cut(troubles.join("; ")));
+                }
+                Report::Late(late) => self.look_late(late),
+            }
+        }
+    }
+
+    /// A file system had no mark for a while: that is a gap, and detection looks at what is new on it.
+    fn look_late(&mut self, late: Late) {
+        let paths = self.parts.outlet.paths();
+        if !paths.meets(&late.path) || !late.private && paths.excludes(&late.path) {
+            return self.parts.outlet.unwatched();
+        }
+        self.parts.outlet.lost(GapReason::Mount, None, late.from, late.to, &cut(late.detail));
+        let since = late.from.unix_ns.min(late.to.unix_ns.saturating_sub(BEFORE_MARK_NS));
+        if let Some(folder) = late.folder {
+            let (path, reason, at) = (late.path, "mounted", late.to);
+            let view = Observation::CameIntoView { folder, path, since_unix_ns: since, reason, at };
+            self.parts.outlet.pass(view, at);
+        }
     }
 
     fn read_files(&mut self, now: Moment) -> (Vec<fanotify::Event>, bool) {
@@ -223,11 +262,20 @@ impl Reader {
         let remote = self.parts.remote.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for message in &drained.messages {
             let at = follow::moment(message, now, monotonic_ns);
-            if let Some(told) =
+            if let What::Exec { pid } = message.what {
+                self.parts.bell.ran(pid);
+            }
+            if let Some(mut told) =
                 follow::tell(message, at, &self.joiner.table, |device| remote.contains(&device))
             {
+                if let Told::Exec { exe: Some(exe), .. } = &mut told {
+                    exe.settle(&mut self.parts.places);
+                }
                 self.joiner.tell(told, at);
             }
+        }
+        if drained.messages.iter().any(|message| matches!(message.what, What::Exec { .. })) {
+            self.parts.bell.ring();
         }
     }
 
@@ -250,8 +298,8 @@ impl Reader {
         }
     }
 
-    /// From an event to what the join needs of it: its descriptor's name and type, and whose it is.
-    fn look(&mut self, event: fanotify::Event, now: Moment) -> Option<Seen> {
+    /// From an event to its file's type and names.
+    fn look(&mut self, event: fanotify::Event, now: Moment) -> Option<Look> {
         if is_overflow(&event) {
             let detail = "the kernel's queue of file events was full";
             self.parts.outlet.lost(GapReason::KernelQueue, None, self.files_empty, now, detail);
@@ -269,27 +317,38 @@ impl Reader {
                 return None;
             }
         };
-        let run = (event.mask & fanotify::OPEN_EXEC != 0)
-            .then(|| descriptor.try_clone().ok().and_then(proc::program))
-            .flatten();
-        let written = if event.mask & fanotify::CLOSE_WRITE == 0 {
-            None
-        } else if event.pid == self.own_pid || self.parent(event.pid) == self.own_pid {
+        let closed = event.mask & fanotify::CLOSE_WRITE != 0;
+        let own = closed && (event.pid == self.own_pid || self.parent(event.pid) == self.own_pid);
+        if own {
             self.parts.outlet.own();
-            None
-        } else {
-            let file = proc::open_file(descriptor).map(|(file, _)| file);
-            let file = file.filter(|file| self.parts.outlet.paths().cover(&file.path));
-            if file.is_none() {
-                self.parts.outlet.unwatched();
-            }
-            file
-        };
-        if run.is_none() && written.is_none() {
+        }
+        if own && event.mask & fanotify::OPEN_EXEC == 0 {
             return None;
         }
-        self.ask(event.pid, event.pidfd.as_ref());
-        Some(Seen { pid: event.pid, written, run, at: now })
+        let Some((mut file, stat)) = proc::open_file(descriptor) else {
+            if !own {
+                self.parts.outlet.unwatched();
+            }
+            return None;
+        };
+        let side = self.parts.places.settle(&mut file, &stat);
+        let run = (event.mask & fanotify::OPEN_EXEC != 0).then(|| Program::copy(&file, &stat)).flatten();
+        let written = (closed && !own).then_some(file);
+        Some(Look { pid: event.pid, pidfd: event.pidfd, mask: event.mask, written, run, stat, side })
+    }
+
+    /// What the join needs of an event: what is watched of it, and whose it is.
+    fn admit(&mut self, look: Look, now: Moment) -> Option<Seen> {
+        let closed = look.written.is_some();
+        let written = look.written.filter(|file| self.parts.outlet.paths().cover_file(file));
+        if closed && written.is_none() {
+            self.parts.outlet.unwatched();
+        }
+        if look.run.is_none() && written.is_none() {
+            return None;
+        }
+        self.ask(look.pid, look.pidfd.as_ref());
+        Some(Seen { pid: look.pid, written, run: look.run, at: now })
     }
 
     /// The parent of somebody who just did something: from the table, or from `/proc` when nobody keeps one.
@@ -345,7 +404,7 @@ impl Reader {
         }
         let paths = self.parts.outlet.paths();
         let image = image.map(|image| image.file);
-        if !image.as_ref().is_some_and(|file| paths.cover(&file.path)) && !paths.cover(&process.executable) {
+        if !image.as_ref().is_some_and(|file| paths.cover_file(file)) && !paths.cover(&process.executable) {
             return self.parts.outlet.unwatched();
         }
         let process = self.with_user(process);
@@ -396,9 +455,9 @@ impl Reader {
             self.joiner.table.found(facts, Source::Proc);
             return; // a kernel thread, or one that ended and nobody waited for
         }
+        let new = self.joiner.table.found(facts, Source::Proc);
+        let other = !new && !self.is_same_image(facts);
         let table = &mut self.joiner.table;
-        let new = table.found(facts, Source::Proc);
-        let other = !new && table.executable(facts.pid) != facts.executable;
         if other {
             table.exec(facts.pid, Some(facts));
             table.settle(facts.pid, &facts.executable, Source::Proc, true);
@@ -407,9 +466,25 @@ impl Reader {
             && let Some(process) = table.describe(facts.pid, crate::sensors::processes::Which::Newest)
         {
             let remote = self.parts.remote.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let image = proc::open_exe(facts.pid, |device| remote.contains(&device));
+            let mut image = proc::open_exe(facts.pid, |device| remote.contains(&device));
+            if let Some(image) = &mut image {
+                image.settle(&mut self.parts.places);
+            }
             self.ran(process, image, true, at);
         }
+    }
+
+    /// `/proc` names an image as its own namespace sees it; the table has the host's name.
+    fn is_same_image(&mut self, facts: &Facts) -> bool {
+        let known = self.joiner.table.executable(facts.pid);
+        if known == facts.executable || is_below_layer(&known, &facts.executable) {
+            return true;
+        }
+        let remote = self.parts.remote.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        proc::open_exe(facts.pid, |device| remote.contains(&device)).is_some_and(|mut image| {
+            image.settle(&mut self.parts.places);
+            image.file.path == known
+        })
     }
 
     fn disconnect(&mut self, error: &std::io::Error) {
@@ -455,6 +530,11 @@ impl Reader {
 
 fn is_overflow(event: &fanotify::Event) -> bool {
     event.mask & fanotify::QUEUE_OVERFLOW != 0
+}
+
+/// The name of a file in an overlay is the end of its name in the layer.
+fn is_below_layer(host: &[u8], container: &[u8]) -> bool {
+    container.starts_with(b"/") && host.ends_with(container)
 }
 
 fn is_exhausted(errno: Option<i32>) -> bool {

@@ -233,7 +233,8 @@ impl Mounts {
         let mut failed: Vec<String> = namespaces.trouble().into_iter().collect();
         let primaries = self.mark_all(&superblocks, &mut failed);
         let others = namespaces.all().flat_map(|followed| &followed.mounts);
-        let places = Table::new(others.chain(&own), primaries.into_iter());
+        let before = self.places.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let places = Table::new(others.chain(&own), primaries.into_iter(), &before, Instant::now());
         *self.places.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(places);
         self.namespaces = namespaces;
         self.report_troubles(failed);

@@ -15,6 +15,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use vidette_protocol::limits::PATH_BYTES_MAX;
 
 /// The table, as the reader and the mounts thread share it.
@@ -23,7 +24,7 @@ pub(crate) type Shared = Arc<Mutex<Arc<Table>>>;
 /// What mounts there are, by id, in every namespace that is followed.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    mounts: HashMap<u32, Entry>,
+    mounts: HashMap<u32, Arc<Entry>>,
     overlays: HashSet<u64>,
     primary: BTreeMap<u64, Primary>,
 }
@@ -35,7 +36,15 @@ struct Entry {
     point: Vec<u8>,
     overlay: bool,
     layers: Vec<Vec<u8>>,
+    /// When it was unmounted.
+    gone: Option<Instant>,
 }
+
+/// A mount that only another namespace had is remembered so long, because its last events come when it is gone,
+/// and then the kernel gives names that begin at its root.
+const GONE_KEPT: Duration = Duration::from_secs(30);
+/// Such mounts, at most.
+const GONE_MAX: usize = 4096;
 
 /// The mount by which the host names the files of a superblock.
 #[derive(Debug)]
@@ -72,29 +81,40 @@ pub(crate) enum Side {
 }
 
 impl Table {
-    /// From the host's mounts, those of other namespaces, and by which mount each superblock is best reached.
+    /// From the host's mounts, those of other namespaces, by which mount each superblock is best reached, and the
+    /// table before.
     #[must_use]
     pub(crate) fn new<'a>(
         mounts: impl Iterator<Item = &'a Mount>,
         primaries: impl Iterator<Item = (&'a Mount, bool)>,
+        before: &Self,
+        now: Instant,
     ) -> Self {
-        let entry = |mount: &Mount| Entry {
-            device: device(mount),
-            root: mount.root.clone(),
-            point: mount.point.clone(),
-            overlay: mount.kind == b"overlay",
-            layers: mount.layers.clone(),
-        };
         let primary = |(mount, local): (&Mount, bool)| {
             let (root, point) = (mount.root.clone(), mount.point.clone());
             (device(mount), Primary { id: mount.id, root, point, local })
         };
-        let mounts: HashMap<u32, Entry> = mounts.map(|mount| (mount.id, entry(mount))).collect();
-        Self {
-            overlays: mounts.values().filter(|entry| entry.overlay).map(|entry| entry.device).collect(),
-            mounts,
-            primary: primaries.map(primary).collect(),
-        }
+        let primary: BTreeMap<u64, Primary> = primaries.map(primary).collect();
+        let mut mounts: HashMap<u32, Arc<Entry>> =
+            mounts.map(|mount| (mount.id, Arc::new(Entry::new(mount)))).collect();
+        // What the host reaches itself needs no memory, and an id may be used again at once.
+        let gone = before.mounts.iter().filter(|(id, entry)| {
+            !mounts.contains_key(id)
+                && !primary.contains_key(&entry.device)
+                && entry.gone.is_none_or(|gone| now.duration_since(gone) < GONE_KEPT)
+        });
+        let gone: Vec<(u32, Arc<Entry>)> =
+            gone.take(GONE_MAX).map(|(id, entry)| (*id, entry.ended(now))).collect();
+        mounts.extend(gone);
+        let overlays = mounts.values().filter(|entry| entry.overlay).map(|entry| entry.device).collect();
+        Self { mounts, overlays, primary }
+    }
+
+    /// A mount by its id, if the file is on its superblock. btrfs gives each subvolume a device of its own: what
+    /// is mounted now is believed.
+    fn entry(&self, stat: &Stat) -> Option<&Entry> {
+        let entry = self.mounts.get(&stat.mount)?;
+        (entry.gone.is_none() || entry.device == stat.device).then_some(entry)
     }
 
     fn primary_of(&self, entry: &Entry) -> Option<&Primary> {
@@ -106,6 +126,27 @@ impl Table {
         let primary = self.primary_of(entry)?;
         let within = join(&entry.root, below(path, &entry.point)?);
         Some(join(&primary.point, below(&within, &primary.root)?))
+    }
+}
+
+impl Entry {
+    fn new(mount: &Mount) -> Self {
+        Self {
+            device: device(mount),
+            root: mount.root.clone(),
+            point: mount.point.clone(),
+            overlay: mount.kind == b"overlay",
+            layers: mount.layers.clone(),
+            gone: None,
+        }
+    }
+
+    fn ended(self: &Arc<Self>, now: Instant) -> Arc<Self> {
+        if self.gone.is_some() {
+            return self.clone();
+        }
+        let (root, point, layers) = (self.root.clone(), self.point.clone(), self.layers.clone());
+        Arc::new(Self { root, point, layers, gone: Some(now), ..**self })
     }
 }
 
@@ -314,7 +355,25 @@ mod tests {
               73 69 8:1 /etc/hosts /hosts rw - ext4 a rw\n",
         );
         let primaries = mounts.iter().filter(|mount| [1, 3].contains(&mount.id)).map(|mount| (mount, true));
-        Table::new(mounts.iter(), primaries)
+        Table::new(mounts.iter(), primaries, &Table::default(), Instant::now())
+    }
+
+    #[test]
+    fn only_what_the_host_does_not_reach_is_remembered() {
+        let now = Instant::now();
+        let next = Table::new([].into_iter(), [].into_iter(), &table(), now);
+        assert_eq!(next.mounts.len(), 7);
+        let mounts = mountinfo::parse(b"1 0 8:1 / / rw - ext4 a rw\n72 1 0:9 / /new rw - tmpfs t rw\n");
+        let primaries = mounts.iter().map(|mount| (mount, true));
+        let next = Table::new(mounts.iter(), primaries, &table(), now);
+        let mut ids: Vec<u32> = next.mounts.keys().copied().collect();
+        ids.sort_unstable();
+        assert_eq!(ids, [1, 3, 71, 72]);
+        let stat = |device| Stat { device, inode: 1, mount: 71, links: 1, size: 1, changed: (1, 1) };
+        assert!(next.entry(&stat(rustix::fs::makedev(0, 5))).is_some());
+        assert!(next.entry(&stat(rustix::fs::makedev(8, 1))).is_none());
+        let later = Table::new([].into_iter(), [].into_iter(), &next, now + GONE_KEPT);
+        assert_eq!(later.mounts.len(), 2);
     }
 
     #[test]

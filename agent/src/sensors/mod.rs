@@ -206,7 +206,9 @@ pub struct OpenFile {
     pub path: Vec<u8>,
     /// It had no name any more.
     pub deleted: bool,
-    /// Its name as the process that touched it sees it, where that is not `path`; empty otherwise.
+    /// Its name as the process that touched it sees it, where that is not `path`: in a container, or through a
+    /// bind mount; empty otherwise. The same as `path`: it lies on a file system that the host's own mounts do not
+    /// reach, and this is its name there.
     pub container_path: Vec<u8>,
 }
 

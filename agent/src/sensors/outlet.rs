@@ -2,8 +2,8 @@
 //!
 //! Assumes that the channel is bounded. What it hands over is detection's.
 
-use super::Observation;
 use super::hot::Hot;
+use super::{Observation, OpenFile};
 use crate::host::Moment;
 use crate::telemetry::Counters;
 use crossbeam_channel::{Sender, TrySendError};
@@ -51,8 +51,39 @@ impl Paths {
         if path.is_empty() {
             return true;
         }
-        let under = |prefixes: &[Vec<u8>]| prefixes.iter().any(|prefix| is_under(path, prefix));
-        (self.watch.is_empty() || under(&self.watch)) && !under(&self.exclude)
+        self.watches(path) && !self.excludes(path)
+    }
+
+    /// Whether an open file is to be looked at. It is watched by any of its names, and excluded only by the one
+    /// that the host gives it: nobody hides below an excluded folder by mounting something there, or in a mount
+    /// namespace of their own, and a narrow `watch` is not evaded through a bind mount.
+    #[must_use]
+    pub(crate) fn cover_file(&self, file: &OpenFile) -> bool {
+        if file.path.is_empty() {
+            return true;
+        }
+        let other = &file.container_path;
+        let watched = self.watches(&file.path) || !other.is_empty() && self.watches(other);
+        // The same name twice: the host itself has none for it (see `OpenFile::container_path`).
+        watched && (*other == file.path || !self.excludes(&file.path))
+    }
+
+    /// Whether something below a folder may be watched.
+    #[must_use]
+    pub(crate) fn meets(&self, folder: &[u8]) -> bool {
+        self.watches(folder) || self.watch.iter().any(|prefix| is_under(prefix, folder))
+    }
+
+    /// Whether a path lies under what is watched.
+    #[must_use]
+    pub(crate) fn watches(&self, path: &[u8]) -> bool {
+        self.watch.is_empty() || self.watch.iter().any(|prefix| is_under(path, prefix))
+    }
+
+    /// Whether a path lies under what is excluded.
+    #[must_use]
+    pub(crate) fn excludes(&self, path: &[u8]) -> bool {
+        self.exclude.iter().any(|prefix| is_under(path, prefix))
     }
 }
 
@@ -283,5 +314,28 @@ mod tests {
             assert_eq!(paths.cover(path), expected, "{}", path.escape_ascii());
         }
         assert!(Paths { watch: vec![b"/".to_vec()], exclude: vec![] }.cover(b"/x"));
+    }
+
+    #[test]
+    fn a_file_is_watched_by_any_name_and_excluded_by_the_hosts_alone() {
+        let paths = Paths { watch: vec![b"/a".to_vec()], exclude: vec![b"/a/own".to_vec()] };
+        for (path, other, expected) in [
+            (&b"/a/x"[..], &b""[..], true),
+            (b"/a/own/x", b"", false),
+            (b"/b/x", b"", false),
+            (b"/b/x", b"/a/x", true), // written through a bind mount in a watched folder
+            (b"/a/x", b"/b/x", true), // a watched file, written through a bind mount elsewhere
+            (b"/a/x", b"/a/own/x", true), // a bind mount below what is excluded
+            (b"/b/x", b"/a/own/x", true),
+            (b"/a/own/x", b"/a/y", false),
+            (b"/a/own/x", b"/a/own/x", true), // a file system of another namespace, mounted there
+            (b"", b"", true),
+        ] {
+            let descriptor = std::fs::File::open("/dev/null").unwrap().into();
+            let (path, container_path) = (path.to_vec(), other.to_vec());
+            let file = OpenFile { descriptor, path, deleted: false, container_path };
+            assert_eq!(paths.cover_file(&file), expected, "{file:?}");
+        }
+        assert!(paths.meets(b"/") && paths.meets(b"/a/b") && !paths.meets(b"/b"));
     }
 }

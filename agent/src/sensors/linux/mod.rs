@@ -3,6 +3,7 @@
 //!
 //! Assumes CAP_SYS_ADMIN for the marks and CAP_NET_ADMIN for the connector; says so when they are missing.
 
+use self::places::Places;
 use super::outlet::{Outlet, Paths};
 use super::{Config, Level, Observation, Sensors, Stopping};
 use crate::sys::connector::Connector;
@@ -23,8 +24,16 @@ mod follow;
 mod join;
 /// What `/proc` says of a process.
 mod proc;
+/// One event of an overlay and of what lies below it.
+mod twins;
+/// Where a file is, for the host and in its container.
+mod places;
+/// What passes between both threads.
+mod exchange;
 /// The table of mounts.
 mod mountinfo;
+/// Mount namespaces of others.
+mod namespaces;
 /// Marks on superblocks.
 mod mounts;
 /// Names that change.
@@ -47,7 +56,7 @@ pub(crate) fn start(
         group.clone(),
         names.as_ref().map(|(_, marks)| marks.clone()),
         config.network_filesystems,
-    );
+    )?;
     mounts.refresh()?;
     let (connector, reason) = listen(config.level_max);
     let level = if connector.is_some() { Level::Full } else { Level::Names };
@@ -76,6 +85,8 @@ pub(crate) fn start(
         realtime: config.realtime,
         remote: mounts.remote(),
         reports,
+        bell: mounts.bell(),
+        places: Places::new(mounts.places(), config.exclude.clone()),
     };
     let stop_mounts = stop.try_clone().context("could not copy a descriptor")?;
     let mut sensors =

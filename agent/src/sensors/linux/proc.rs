@@ -4,6 +4,7 @@
 //! compares the start. Facts go into the process table.
 
 use super::join::Program;
+use super::places::{self, Places, Stat};
 use crate::sensors::OpenFile;
 use crate::sensors::processes::{Facts, cut_args};
 use rustix::fs::{Mode, OFlags, StatxFlags};
@@ -90,30 +91,54 @@ pub(crate) fn open_exe(pid: u32, remote: impl Fn(u64) -> bool) -> Option<Program
 /// A descriptor as something that was run; none when it is no regular file.
 #[must_use]
 pub(crate) fn program(descriptor: OwnedFd) -> Option<Program> {
-    let (file, key) = open_file(descriptor)?;
-    let mut magic = [0; 4];
-    let elf = rustix::io::pread(&file.descriptor, &mut magic, 0) == Ok(4) && &magic == b"\x7fELF";
-    Some(Program { file, key, elf })
+    let (file, stat) = open_file(descriptor)?;
+    let elf = is_elf(&file.descriptor);
+    Some(Program { file, key: (stat.device, stat.inode), elf })
 }
 
-/// A descriptor with its name; none when it is no regular file.
+fn is_elf(descriptor: &OwnedFd) -> bool {
+    let mut magic = [0; 4];
+    rustix::io::pread(descriptor, &mut magic, 0) == Ok(4) && &magic == b"\x7fELF"
+}
+
+impl Program {
+    /// The same file once more, with names that are settled.
+    pub(crate) fn copy(file: &OpenFile, stat: &Stat) -> Option<Self> {
+        let (path, container_path) = (file.path.clone(), file.container_path.clone());
+        let descriptor = file.descriptor.try_clone().ok()?;
+        let elf = is_elf(&descriptor);
+        let file = OpenFile { descriptor, path, deleted: file.deleted, container_path };
+        Some(Self { file, key: (stat.device, stat.inode), elf })
+    }
+
+    /// Gives it the host's name.
+    pub(crate) fn settle(&mut self, places: &mut Places) {
+        if let Some(stat) = places::regular(&self.file.descriptor) {
+            places.settle(&mut self.file, &stat);
+        }
+    }
+}
+
+/// A descriptor with its name as the kernel gives it (see `places`); none when it is no regular file.
 #[must_use]
-pub(crate) fn open_file(descriptor: OwnedFd) -> Option<(OpenFile, (u64, u64))> {
-    let stat = rustix::fs::fstat(&descriptor).ok()?;
-    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
-        return None;
+pub(crate) fn open_file(descriptor: OwnedFd) -> Option<(OpenFile, Stat)> {
+    let mut path = places::name(&descriptor);
+    let stat = places::regular(&descriptor)?;
+    let deleted = stat.links == 0;
+    if deleted {
+        // Once more: before, it may still have had its name, and that may end like this.
+        path = places::name(&descriptor);
+        if let Some(name) = path.strip_suffix(places::DELETED) {
+            path.truncate(name.len());
+        }
     }
-    let mut path = link(&format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
-    let deleted = stat.st_nlink == 0;
-    if let Some(name) = path.strip_suffix(b" (deleted)").filter(|_| deleted) {
-        path.truncate(name.len());
-    }
-    Some((OpenFile { descriptor, path, deleted, container_path: Vec::new() }, (stat.st_dev, stat.st_ino)))
+    path.truncate(PATH_BYTES_MAX);
+    Some((OpenFile { descriptor, path, deleted, container_path: Vec::new() }, stat))
 }
 
 /// What is used of proc_pid_stat(5).
 #[derive(Debug, PartialEq, Eq)]
-struct Stat {
+struct StatLine {
     name: Vec<u8>,
     parent: u32,
     session: u32,
@@ -121,7 +146,7 @@ struct Stat {
 }
 
 /// `pid (comm) state ppid pgrp session … starttime(22)`. The name may hold anything, even `)`.
-fn parse_stat(stat: &[u8]) -> Option<Stat> {
+fn parse_stat(stat: &[u8]) -> Option<StatLine> {
     let open = stat.iter().position(|&byte| byte == b'(')?;
     let close = stat.iter().rposition(|&byte| byte == b')')?;
     let name = stat.get(open + 1..close)?.to_vec();
@@ -129,7 +154,7 @@ fn parse_stat(stat: &[u8]) -> Option<Stat> {
     let parent = fields.nth(1)?.parse().ok()?;
     let session = fields.nth(1)?.parse().ok()?;
     let ticks: u64 = fields.nth(15)?.parse().ok()?;
-    Some(Stat { name, parent, session, start_ns: ticks.checked_mul(TICK_NS)? })
+    Some(StatLine { name, parent, session, start_ns: ticks.checked_mul(TICK_NS)? })
 }
 
 /// `loginuid` and `sessionid`: -1 as an unsigned number when nobody logged in.
@@ -187,13 +212,6 @@ fn link_at(folder: &OwnedFd, name: &CStr) -> Vec<u8> {
     target
 }
 
-fn link(path: &str) -> Vec<u8> {
-    let target = std::fs::read_link(Path::new(path)).unwrap_or_default();
-    let mut target = target.into_os_string().into_vec();
-    target.truncate(PATH_BYTES_MAX);
-    target
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -202,7 +220,8 @@ mod tests {
     #[test]
     fn a_name_with_brackets_and_spaces_is_read() {
         let stat = b"42 (a) R 1 (x)) S 7 42 43 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 512 1 2";
-        let expected = Stat { name: b"a) R 1 (x)".to_vec(), parent: 7, session: 43, start_ns: 5_120_000_000 };
+        let expected =
+            StatLine { name: b"a) R 1 (x)".to_vec(), parent: 7, session: 43, start_ns: 5_120_000_000 };
         assert_eq!(parse_stat(stat), Some(expected));
         assert_eq!(parse_stat(b"42 (a) R"), None);
     }

@@ -4,19 +4,22 @@
 //! process table, then handles the batches, content before names. That order is what makes attribution a join and
 //! not a guess. Assumes that the marks are somebody else's (`mounts`). Never blocks on detection: see `outlet`.
 
+use super::exchange::{Bell, Late, Report};
 use super::follow::{self, Clocks, Drained, Sequences};
-use super::join::{Joiner, Outcome, Program, Read, Seen};
+use super::join::{Joiner, Outcome, Program, Read, Seen, Told};
 use super::mounts::Remote;
 use super::names::marks::Marks;
 use super::names::{self, Names};
+use super::places::Places;
 use super::proc;
+use super::twins::{Look, Twins};
 use super::urgency::{Change, Urgency};
 use crate::host::{Host, Moment};
 use crate::sensors::outlet::Outlet;
 use crate::sensors::processes::{Facts, Holder, ProcessTable, Standing, Which, Window};
 use crate::sensors::users::Users;
 use crate::sensors::{Level, Observation};
-use crate::sys::connector::Connector;
+use crate::sys::connector::{Connector, What};
 use crate::sys::fanotify::{self, Group, NameBatch, NameEvent, NameGroup, Target};
 use crate::sys::schedule;
 use crossbeam_channel::Receiver;
@@ -48,6 +51,10 @@ const WORKED_EVERY: usize = 64;
 /// The group for names, and where its file systems are.
 pub(crate) type NameParts = (Arc<NameGroup>, Arc<Marks>);
 
+/// On a file system that was found late, what changed up to so long before is looked at: clocks are coarse, and
+/// when it was mounted is known only to the last look. Nanoseconds.
+const BEFORE_MARK_NS: i64 = 60_000_000_000;
+
 /// What the thread is given.
 #[derive(Debug)]
 pub(crate) struct Parts {
@@ -64,7 +71,9 @@ pub(crate) struct Parts {
     /// Read at real-time priority where that is permitted.
     pub(crate) realtime: bool,
     pub(crate) remote: Remote,
-    pub(crate) reports: Receiver<Vec<String>>,
+    pub(crate) reports: Receiver<Report>,
+    pub(crate) bell: Bell,
+    pub(crate) places: Places,
 }
 
 struct Reader {
@@ -76,6 +85,7 @@ struct Reader {
     names_failed: bool,
     joiner: Joiner,
     users: Users,
+    twins: Twins,
     sequences: Sequences,
     clocks: Clocks,
     urgency: Urgency,
@@ -164,6 +174,7 @@ impl Reader {
             names_failed: false,
             joiner: Joiner::new(ProcessTable::new(Host::read().boot_id)),
             users: Users::new("/etc/passwd".into()),
+            twins: Twins::default(),
             sequences: Sequences::default(),
             clocks: Clocks::default(),
             urgency: Urgency::new(false, Instant::now()),
@@ -257,8 +268,12 @@ impl Reader {
         let named_until_ns = Moment::now().uptime_ns;
         let (events, emptied) = self.read_files(now);
         let read = Read { from_ns: now.uptime_ns, until_ns: Moment::now().uptime_ns, emptied };
+        self.parts.places.begin_turn();
         self.follow_processes(now);
-        let batch: Vec<Seen> = events.into_iter().filter_map(|event| self.look(event, now)).collect();
+        let looks = events.into_iter().filter_map(|event| self.look(event, now)).collect();
+        let (looks, duplicates) = self.twins.merge(looks, Instant::now());
+        (0..duplicates).for_each(|_| self.parts.outlet.duplicate());
+        let batch: Vec<Seen> = looks.into_iter().filter_map(|look| self.admit(look, now)).collect();
         let outcomes = match self.parts.connector {
             Some(_) => self.joiner.see(batch, read),
             None => self.joiner.see_alone(batch),
@@ -272,13 +287,37 @@ impl Reader {
         }
         self.reread_if_due(now);
         self.connect_if_due(epoll);
-        while let Ok(troubles) = self.parts.reports.try_recv() {
-            let state = if troubles.is_empty() { HealthState::Ok } else { HealthState::Degraded };
-            let message = cut(troubles.join("; "));
-            self.parts.outlet.health("mounts", state, message);
-        }
+        self.parts.places.end_turn();
+        self.hear_of_mounts();
         self.parts.outlet.flush(now);
         self.worked();
+    }
+
+    fn hear_of_mounts(&mut self) {
+        while let Ok(report) = self.parts.reports.try_recv() {
+            match report {
+                Report::Troubles(troubles) => {
+                    let state = if troubles.is_empty() { HealthState::Ok } else { HealthState::Degraded };
+                    self.parts.outlet.health("mounts", state, cut(troubles.join("; ")));
+                }
+                Report::Late(late) => self.look_late(late),
+            }
+        }
+    }
+
+    /// A file system had no mark for a while: that is a gap, and detection looks at what is new on it.
+    fn look_late(&mut self, late: Late) {
+        let paths = self.parts.outlet.paths();
+        if !paths.meets(&late.path) || !late.private && paths.excludes(&late.path) {
+            return self.parts.outlet.unwatched();
+        }
+        self.parts.outlet.lost(GapReason::Mount, None, late.from, late.to, &cut(late.detail));
+        let since = late.from.unix_ns.min(late.to.unix_ns.saturating_sub(BEFORE_MARK_NS));
+        if let Some(folder) = late.folder {
+            let (path, reason, at) = (late.path, "mounted", late.to);
+            let view = Observation::CameIntoView { folder, path, since_unix_ns: since, reason, at };
+            self.parts.outlet.pass(view, at);
+        }
     }
 
     fn read_files(&mut self, now: Moment) -> (Vec<fanotify::Event>, bool) {
@@ -435,10 +474,19 @@ impl Reader {
                 self.worked();
             }
             let at = self.clocks.moment(message, now);
+            if let What::Exec { pid } = message.what {
+                self.parts.bell.ran(pid);
+            }
             let is_remote = |device| remote.contains(&device);
-            if let Some(told) = follow::tell(message, at, &self.joiner.table, &ended, is_remote) {
+            if let Some(mut told) = follow::tell(message, at, &self.joiner.table, &ended, is_remote) {
+                if let Told::Exec { exe: Some(exe), .. } = &mut told {
+                    exe.settle(&mut self.parts.places);
+                }
                 self.joiner.tell(told, at);
             }
+        }
+        if drained.messages.iter().any(|message| matches!(message.what, What::Exec { .. })) {
+            self.parts.bell.ring();
         }
     }
 
@@ -464,8 +512,8 @@ impl Reader {
         }
     }
 
-    /// From an event to what the join needs of it: its descriptor's name and type, and whose it is.
-    fn look(&mut self, event: fanotify::Event, now: Moment) -> Option<Seen> {
+    /// From an event to its file's type and names.
+    fn look(&mut self, event: fanotify::Event, now: Moment) -> Option<Look> {
         if is_overflow(&event) {
             let detail = "the kernel's queue of file events was full";
             self.parts.outlet.lost(GapReason::KernelQueue, None, self.files_empty, now, detail);
@@ -483,28 +531,40 @@ impl Reader {
                 return None;
             }
         };
-        let run = (event.mask & fanotify::OPEN_EXEC != 0)
-            .then(|| descriptor.try_clone().ok().and_then(proc::program))
-            .flatten();
-        let written = if event.mask & fanotify::CLOSE_WRITE == 0 {
-            None
-        } else if event.pid == self.own_pid || self.parent(event.pid) == self.own_pid {
+        let closed = event.mask & fanotify::CLOSE_WRITE != 0;
+        let own = closed && (event.pid == self.own_pid || self.parent(event.pid) == self.own_pid);
+        if own {
             self.parts.outlet.own();
-            None
-        } else {
-            let file = proc::open_file(descriptor).map(|(file, _)| file);
-            let file = file.filter(|file| self.parts.outlet.paths().cover(&file.path));
-            if file.is_none() {
-                self.parts.outlet.unwatched();
-            }
-            file
-        };
-        if run.is_none() && written.is_none() {
+        }
+        if own && event.mask & fanotify::OPEN_EXEC == 0 {
             return None;
         }
-        self.ask(event.pid, event.pidfd.as_ref(), self.parts.group.pidfd);
-        let standing = self.standing(event.pidfd.as_ref(), event.reaped, event.pid);
-        Some(Seen { pid: event.pid, standing, written, run, at: now })
+        let Some((mut file, stat)) = proc::open_file(descriptor) else {
+            if !own {
+                self.parts.outlet.unwatched();
+            }
+            return None;
+        };
+        let side = self.parts.places.settle(&mut file, &stat);
+        let run = (event.mask & fanotify::OPEN_EXEC != 0).then(|| Program::copy(&file, &stat)).flatten();
+        let written = (closed && !own).then_some(file);
+        let (pid, pidfd, reaped) = (event.pid, event.pidfd, event.reaped);
+        Some(Look { pid, pidfd, reaped, mask: event.mask, written, run, stat, side })
+    }
+
+    /// What the join needs of an event: what is watched of it, and whose it is.
+    fn admit(&mut self, look: Look, now: Moment) -> Option<Seen> {
+        let closed = look.written.is_some();
+        let written = look.written.filter(|file| self.parts.outlet.paths().cover_file(file));
+        if closed && written.is_none() {
+            self.parts.outlet.unwatched();
+        }
+        if look.run.is_none() && written.is_none() {
+            return None;
+        }
+        self.ask(look.pid, look.pidfd.as_ref(), self.parts.group.pidfd);
+        let standing = self.standing(look.pidfd.as_ref(), look.reaped, look.pid);
+        Some(Seen { pid: look.pid, standing, written, run: look.run, at: now })
     }
 
     /// What has become of whoever caused an event, asked after the connector was drained.
@@ -577,7 +637,7 @@ impl Reader {
         }
         let paths = self.parts.outlet.paths();
         let image = image.map(|image| image.file);
-        if !image.as_ref().is_some_and(|file| paths.cover(&file.path)) && !paths.cover(&process.executable) {
+        if !image.as_ref().is_some_and(|file| paths.cover_file(file)) && !paths.cover(&process.executable) {
             return self.parts.outlet.unwatched();
         }
         let process = self.with_user(process);
@@ -628,9 +688,9 @@ impl Reader {
             self.joiner.table.found(facts, Source::Proc);
             return; // a kernel thread, or one that ended and nobody waited for
         }
+        let new = self.joiner.table.found(facts, Source::Proc);
+        let other = !new && !self.is_same_image(facts);
         let table = &mut self.joiner.table;
-        let new = table.found(facts, Source::Proc);
-        let other = !new && table.executable(facts.pid) != facts.executable;
         if other {
             table.exec(facts.pid, Some(facts));
             table.settle(facts.pid, &facts.executable, Source::Proc, true);
@@ -639,9 +699,25 @@ impl Reader {
             && let Some(process) = table.describe(facts.pid, Which::Newest)
         {
             let remote = self.parts.remote.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let image = proc::open_exe(facts.pid, |device| remote.contains(&device));
+            let mut image = proc::open_exe(facts.pid, |device| remote.contains(&device));
+            if let Some(image) = &mut image {
+                image.settle(&mut self.parts.places);
+            }
             self.ran(process, image, true, at);
         }
+    }
+
+    /// `/proc` names an image as its own namespace sees it; the table has the host's name.
+    fn is_same_image(&mut self, facts: &Facts) -> bool {
+        let known = self.joiner.table.executable(facts.pid);
+        if known == facts.executable || is_below_layer(&known, &facts.executable) {
+            return true;
+        }
+        let remote = self.parts.remote.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        proc::open_exe(facts.pid, |device| remote.contains(&device)).is_some_and(|mut image| {
+            image.settle(&mut self.parts.places);
+            image.file.path == known
+        })
     }
 
     fn disconnect(&mut self, error: &std::io::Error) {
@@ -687,6 +763,11 @@ impl Reader {
 
 fn is_overflow(event: &fanotify::Event) -> bool {
     event.mask & fanotify::QUEUE_OVERFLOW != 0
+}
+
+/// The name of a file in an overlay is the end of its name in the layer.
+fn is_below_layer(host: &[u8], container: &[u8]) -> bool {
+    container.starts_with(b"/") && host.ends_with(container)
 }
 
 fn is_exhausted(errno: Option<i32>) -> bool {

@@ -269,7 +269,7 @@ fn sensors_config(config: &Config) -> sensors::Config {
         network_filesystems: config.network_filesystems,
         realtime: config.realtime,
         self_test: config.self_test,
-        canary_folder: Some(config.state.clone()),
+        canary: Some(sensors::Canary::own(config.state.clone())),
     }
 }
 
@@ -376,6 +376,9 @@ impl Facts {
             started_unix_s: self.started.unix_ns / 1_000_000_000,
             level: level.name().into(),
             level_reason: self.level_reason.clone(),
+            self_test: self.sensors.tested().map_or_else(String::new, |tested| {
+                format!("{} at {}", tested.outcome, vidette_protocol::ecs::rfc3339(tested.unix_ns))
+            }),
             rules_version: detection.rules_version,
             rules: u64::from(detection.rules_count),
             rule_errors: detection.rule_errors,

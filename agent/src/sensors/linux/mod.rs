@@ -4,14 +4,13 @@
 //! Assumes CAP_SYS_ADMIN for the marks and CAP_NET_ADMIN for the connector; says so when they are missing.
 
 use super::outlet::{Outlet, Paths};
-use super::{Config, Level, Observation, Sensors, Stopping};
+use super::{Config, Gauge, Level, Observation, Sensors, Stopping};
 use crate::sys::connector::Connector;
 use crate::sys::fanotify::Group;
 use crate::telemetry::Counters;
 use anyhow::Context;
 use crossbeam_channel::Sender;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU8;
 
 /// Reads both queues and hands on what came of them.
 mod reader;
@@ -25,6 +24,16 @@ mod proc;
 mod mountinfo;
 /// Marks on superblocks.
 mod mounts;
+/// What the reader tells the self-test.
+mod proofs;
+/// Marks that are there, and those that somebody took away.
+mod marks;
+/// How one sensor stands after several checks.
+mod standing;
+/// A file and a program that every sensor must see.
+mod canary;
+/// Proves that the sensors see.
+mod self_test;
 
 /// Starts both threads; every superblock that there is has its mark on return.
 ///
@@ -38,7 +47,7 @@ pub(crate) fn start(
     let group = Group::new().context("fanotify is refused (it needs CAP_SYS_ADMIN)")?;
     let group = Arc::new(group);
     raise_descriptor_limit();
-    let (mut mounts, reports) = mounts::Mounts::new(group.clone(), config.network_filesystems);
+    let (mut mounts, reports) = mounts::Mounts::new(group.clone(), config.network_filesystems)?;
     mounts.refresh()?;
     let (connector, reason) = listen(config.level_max);
     let level = if connector.is_some() { Level::Full } else { Level::Names };
@@ -50,28 +59,49 @@ pub(crate) fn start(
         marks = mounts.describe(),
         "sensors start"
     );
-    let shared_level = Arc::new(AtomicU8::new(level.to_number()));
+    let gauge = Gauge::of(level);
     let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
         .context("could not make an eventfd")?;
     let paths = Paths { watch: config.watch.clone(), exclude: config.exclude.clone() };
+    let (witness, proofs) = proofs::channel();
+    let self_test = match config.self_test {
+        Some(interval) => Some(self_test::Parts {
+            interval,
+            canary: config.canary.clone(),
+            proofs,
+            further: Vec::new(),
+            group: group.clone(),
+            remark: mounts.waker().context("could not copy a descriptor")?,
+            outlet: Outlet::new(out.clone(), counters.clone(), Paths::default()),
+            counters: counters.clone(),
+            gauge: gauge.clone(),
+            stop: stop.try_clone().context("could not copy a descriptor")?,
+        }),
+        None => None,
+    };
     let parts = reader::Parts {
         group,
         connector,
         retry: level == Level::Full, // what was refused once stays refused
         outlet: Outlet::new(out, counters, paths),
-        level: shared_level.clone(),
+        level: gauge.level.clone(),
+        witness,
         stop: stop.try_clone().context("could not copy a descriptor")?,
         remote: mounts.remote(),
         reports,
     };
     let stop_mounts = stop.try_clone().context("could not copy a descriptor")?;
-    let mut sensors =
-        Sensors { level: shared_level, reason, stop: Some(Stopping::Event(stop)), threads: Vec::new() };
+    let mut sensors = Sensors { gauge, reason, stop: Some(Stopping::Event(stop)), threads: Vec::new() };
     let reader = std::thread::Builder::new().name("sensors".into());
     sensors.threads.push(reader.spawn(move || reader::run(parts)).context("could not start a thread")?);
     let follower = std::thread::Builder::new().name("mounts".into());
     let run = move || mounts.run(&stop_mounts);
     sensors.threads.push(follower.spawn(run).context("could not start a thread")?);
+    if let Some(parts) = self_test {
+        let tester = std::thread::Builder::new().name("self-test".into());
+        let run = move || self_test::run(parts);
+        sensors.threads.push(tester.spawn(run).context("could not start a thread")?);
+    }
     Ok(sensors)
 }
 

@@ -8,7 +8,7 @@ use super::mountinfo::{self, Coverage, Mount};
 use crate::sys::fanotify::{CLOSE_WRITE, Group, OPEN_EXEC, Scope};
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, OsStr};
@@ -46,11 +46,17 @@ pub(crate) struct Mounts {
     failed: BTreeMap<(u32, u32), String>,
     remote: Remote,
     reports: Sender<Vec<String>>,
+    again: OwnedFd,
 }
 
 impl Mounts {
     /// And where the list of what can't be marked arrives whenever it changes.
-    pub(crate) fn new(group: Arc<Group>, network: bool) -> (Self, Receiver<Vec<String>>) {
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(crate) fn new(group: Arc<Group>, network: bool) -> anyhow::Result<(Self, Receiver<Vec<String>>)> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let again = rustix::event::eventfd(0, flags).context("could not make an eventfd")?;
         let (reports, receiver) = crossbeam_channel::bounded(REPORTS_MAX);
         let mounts = Self {
             group,
@@ -61,8 +67,14 @@ impl Mounts {
             failed: BTreeMap::new(),
             remote: Remote::default(),
             reports,
+            again,
         };
-        (mounts, receiver)
+        Ok((mounts, receiver))
+    }
+
+    /// An eventfd: written to, the marks are set again.
+    pub(crate) fn waker(&self) -> std::io::Result<OwnedFd> {
+        self.again.try_clone()
     }
 
     pub(crate) fn remote(&self) -> Remote {
@@ -91,7 +103,11 @@ impl Mounts {
             if let Err(error) = self.refresh_from(&mut table) {
                 tracing::warn!(error = format!("{error:#}"), "could not refresh the marks");
             }
-            let mut ready = [PollFd::new(&table, PollFlags::PRI), PollFd::new(stop, PollFlags::IN)];
+            let mut ready = [
+                PollFd::new(&table, PollFlags::PRI),
+                PollFd::new(stop, PollFlags::IN),
+                PollFd::new(&self.again, PollFlags::IN),
+            ];
             match rustix::event::poll(&mut ready, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
@@ -99,9 +115,12 @@ impl Mounts {
                     return;
                 }
             }
-            let [_, stopped] = ready;
+            let [_, stopped, again] = ready;
             if !stopped.revents().is_empty() {
                 return;
+            }
+            if !again.revents().is_empty() {
+                let _ = rustix::io::read(&self.again, &mut [0u8; 8]); // back to zero
             }
         }
     }

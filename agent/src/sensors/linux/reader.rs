@@ -8,12 +8,13 @@ use super::follow::{self, Drained, Sequences};
 use super::join::{Joiner, Outcome, Program, Seen};
 use super::mounts::Remote;
 use super::proc;
+use super::proofs::{Order, Witness};
 use crate::host::{Host, Moment};
 use crate::sensors::outlet::Outlet;
 use crate::sensors::processes::{Facts, ProcessTable};
 use crate::sensors::users::Users;
 use crate::sensors::{Level, Observation};
-use crate::sys::connector::Connector;
+use crate::sys::connector::{Connector, What};
 use crate::sys::fanotify::{self, Group, Target};
 use crossbeam_channel::Receiver;
 use rustix::event::{PollFd, PollFlags, epoll};
@@ -48,6 +49,7 @@ pub(crate) struct Parts {
     pub(crate) retry: bool,
     pub(crate) outlet: Outlet,
     pub(crate) level: Arc<AtomicU8>,
+    pub(crate) witness: Witness,
     pub(crate) stop: OwnedFd,
     pub(crate) remote: Remote,
     pub(crate) reports: Receiver<Vec<String>>,
@@ -69,6 +71,7 @@ struct Reader {
     retry_at: Instant,
     backoff: Duration,
     files_failed: bool,
+    deaf_since: Option<Moment>,
 }
 
 /// Until `stop` becomes readable.
@@ -133,6 +136,7 @@ impl Reader {
             retry_at: Instant::now() + BACKOFF_MIN,
             backoff: BACKOFF_MIN,
             files_failed: false,
+            deaf_since: None,
         }
     }
 
@@ -156,6 +160,9 @@ impl Reader {
 
     fn turn(&mut self, epoll: &OwnedFd) {
         let now = Moment::now();
+        if let Some(Order::Reconnect { since, why }) = self.parts.witness.turned() {
+            self.disconnect(since, why);
+        }
         let (events, emptied) = self.read_files(now);
         self.follow_processes(now);
         let batch: Vec<Seen> = events.into_iter().filter_map(|event| self.look(event, now)).collect();
@@ -217,11 +224,19 @@ impl Reader {
         let monotonic_ns = u64::try_from(monotonic.as_nanos()).unwrap_or(u64::MAX);
         let drained = match follow::drain(connector, &mut self.sequences) {
             Ok(drained) => drained,
-            Err(error) => return self.disconnect(&error),
+            Err(error) => {
+                return self.disconnect(self.forks_empty, format!("could not read process events: {error}"));
+            }
         };
+        self.parts.witness.heard(&drained.messages);
         self.note_losses(&drained, now);
         let remote = self.parts.remote.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for message in &drained.messages {
+            if let What::Exec { pid } = message.what
+                && self.joiner.table.parent(pid) == self.own_pid
+            {
+                self.parts.witness.executed(pid);
+            }
             let at = follow::moment(message, now, monotonic_ns);
             if let Some(told) =
                 follow::tell(message, at, &self.joiner.table, |device| remote.contains(&device))
@@ -272,9 +287,13 @@ impl Reader {
         let run = (event.mask & fanotify::OPEN_EXEC != 0)
             .then(|| descriptor.try_clone().ok().and_then(proc::program))
             .flatten();
+        if let Some(program) = &run {
+            self.parts.witness.ran(event.pid, program.key);
+        }
         let written = if event.mask & fanotify::CLOSE_WRITE == 0 {
             None
         } else if event.pid == self.own_pid || self.parent(event.pid) == self.own_pid {
+            self.parts.witness.written(&descriptor);
             self.parts.outlet.own();
             None
         } else {
@@ -412,13 +431,17 @@ impl Reader {
         }
     }
 
-    fn disconnect(&mut self, error: &std::io::Error) {
-        tracing::warn!(%error, "the process connector failed: it will be tried again");
-        let message = format!("could not read process events: {error}");
-        self.parts.outlet.health("process-connector", HealthState::Failed, message);
-        let detail = "the process connector failed";
+    /// It failed or is deaf, and was last known to hear at `since`.
+    fn disconnect(&mut self, since: Moment, why: String) {
+        if self.parts.connector.is_none() {
+            return;
+        }
+        tracing::warn!(why, "the process connector failed: it will be tried again");
         let now = Moment::now();
-        self.parts.outlet.lost(GapReason::SensorDown, None, self.forks_empty, now, detail);
+        self.parts.outlet.lost(GapReason::SensorDown, None, since, now, &why);
+        self.parts.outlet.health("process-connector", HealthState::Failed, why);
+        self.parts.outlet.flush(now); // it may be back before this turn ends
+        self.deaf_since = Some(now);
         self.parts.connector = None;
         self.joiner.forget();
         self.running.clear();
@@ -442,6 +465,10 @@ impl Reader {
                 self.backoff = BACKOFF_MIN;
                 self.parts.level.store(Level::Full.to_number(), Ordering::Relaxed);
                 self.parts.outlet.health("process-connector", HealthState::Ok, "connected".into());
+                if let Some(since) = self.deaf_since.take() {
+                    let (now, detail) = (Moment::now(), "until the process connector was back");
+                    self.parts.outlet.lost(GapReason::SensorDown, None, since, now, detail);
+                }
                 self.inventory();
             }
             Err(error) => {

@@ -4,13 +4,12 @@
 //! Assume no privileges. A file is opened by its name, so what is scanned is what has that name by then.
 
 use super::outlet::{Outlet, Paths};
-use super::{Config, Level, Observation, Sensors, Stopping};
+use super::{Config, Gauge, Level, Observation, Sensors, Stopping};
 use crate::stop;
 use crate::telemetry::Counters;
 use anyhow::Context;
 use crossbeam_channel::Sender;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU8;
 use std::thread::Builder;
 
 /// Files that are written in watched directories.
@@ -33,7 +32,7 @@ pub(crate) fn start(
     let files = files::Files::new(Outlet::new(out.clone(), counters.clone(), paths.clone()))?;
     let outlet = Outlet::new(out, counters, paths);
     let mut sensors = Sensors {
-        level: Arc::new(AtomicU8::new(Level::Polling.to_number())),
+        gauge: Gauge::of(Level::Polling),
         reason,
         stop: Some(Stopping::Flag(stopper)),
         threads: Vec::new(),

@@ -121,7 +121,6 @@ pub fn start(config: Config, counters: Arc<Counters>, out: Sender<Observation>) 
     };
     #[cfg(not(target_os = "linux"))]
     let reason = "this system has no better sensors yet".to_owned();
-    tracing::info!(level = Level::Polling.name(), reason, "sensors start");
     portable::start(config, counters, out, reason)
 }
 

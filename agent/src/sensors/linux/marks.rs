@@ -4,7 +4,7 @@
 //! Pure, but for reading the file. Assumes nothing of who sets marks (`mounts`). What it says goes to `self_test`.
 
 use super::mountinfo::Mount;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd};
@@ -57,15 +57,14 @@ impl Marks {
 
     /// What has fewer bits than before, or is ignored since.
     pub(crate) fn weakened(&self, now: &Self) -> Vec<Place> {
-        let weaker = |before: &Masks, now: Option<&Masks>| {
-            let now = now.copied().unwrap_or(Masks { mask: 0, ignored: 0 });
+        const NONE: Masks = Masks { mask: 0, ignored: 0 };
+        let of = |marks: &Self, place: &Place| marks.0.get(place).copied().unwrap_or(NONE);
+        let weaker = |place: &&Place| {
+            let (before, now) = (of(self, place), of(now, place));
             before.mask & !now.mask != 0 || now.ignored & !before.ignored != 0
         };
-        self.0
-            .iter()
-            .filter(|(place, before)| weaker(before, now.0.get(place)))
-            .map(|(place, _)| *place)
-            .collect()
+        let all: BTreeSet<&Place> = self.0.keys().chain(now.0.keys()).collect();
+        all.into_iter().filter(weaker).copied().collect()
     }
 
     /// These marks, and of `others` those that are in `places`.
@@ -76,6 +75,16 @@ impl Marks {
             }
         }
         self
+    }
+
+    /// Everything that has a mark.
+    pub(crate) fn places(&self) -> impl Iterator<Item = Place> {
+        self.0.keys().copied()
+    }
+
+    /// Whether there is a mark on it.
+    pub(crate) fn has(&self, place: Place) -> bool {
+        self.0.contains_key(&place)
     }
 
     /// Whether a mark asks for one of these bits of everything that a mount shows.
@@ -152,6 +161,13 @@ mod tests {
         assert_eq!(
             change("mask:8 ignored_mask:0\nfanotify ino", "mask:8 ignored_mask:8\nfanotify ino"),
             [Place::Mount(28)]
+        );
+        assert_eq!(
+            change(
+                "mask:8 ignored_mask:0\n",
+                "mask:8 ignored_mask:0\nfanotify mnt_id:2 mask:0 ignored_mask:8\n"
+            ),
+            [Place::Mount(2)]
         );
         // More is no harm.
         assert_eq!(change("mask:1000 ", "mask:1008 "), []);

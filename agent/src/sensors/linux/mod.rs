@@ -28,6 +28,8 @@ mod mounts;
 mod proofs;
 /// Marks that are there, and those that somebody took away.
 mod marks;
+/// Notices marks that somebody takes away.
+mod guard;
 /// How one sensor stands after several checks.
 mod standing;
 /// A file and a program that every sensor must see.
@@ -71,6 +73,7 @@ pub(crate) fn start(
             proofs,
             further: Vec::new(),
             group: group.clone(),
+            guard: mounts.guard(),
             remark: mounts.waker().context("could not copy a descriptor")?,
             outlet: Outlet::new(out.clone(), counters.clone(), Paths::default()),
             counters: counters.clone(),

@@ -4,6 +4,7 @@
 //! and mount ids are used again, marks vanish with their superblock. What can't be marked goes to the reader,
 //! as health.
 
+use super::guard::Guard;
 use super::mountinfo::{self, Coverage, Mount};
 use crate::sys::fanotify::{CLOSE_WRITE, Group, OPEN_EXEC, Scope};
 use anyhow::Context;
@@ -47,6 +48,7 @@ pub(crate) struct Mounts {
     remote: Remote,
     reports: Sender<Vec<String>>,
     again: OwnedFd,
+    guard: Arc<Guard>,
 }
 
 impl Mounts {
@@ -68,6 +70,7 @@ impl Mounts {
             remote: Remote::default(),
             reports,
             again,
+            guard: Arc::default(),
         };
         Ok((mounts, receiver))
     }
@@ -75,6 +78,11 @@ impl Mounts {
     /// An eventfd: written to, the marks are set again.
     pub(crate) fn waker(&self) -> std::io::Result<OwnedFd> {
         self.again.try_clone()
+    }
+
+    /// Knows which marks are there.
+    pub(crate) fn guard(&self) -> Arc<Guard> {
+        self.guard.clone()
     }
 
     pub(crate) fn remote(&self) -> Remote {
@@ -140,6 +148,7 @@ impl Mounts {
         table.take(TABLE_BYTES_MAX).read_to_end(&mut bytes).context("could not read the table of mounts")?;
         let superblocks = mountinfo::by_superblock(mountinfo::parse(&bytes));
         self.note_remote(&superblocks);
+        self.guard.before(&self.group);
         let mut failed = BTreeMap::new();
         self.marked = 0;
         for (device, mounts) in &superblocks {
@@ -147,6 +156,7 @@ impl Mounts {
                 failed.insert(*device, trouble);
             }
         }
+        self.guard.after(&self.group);
         if failed != self.failed {
             let _ = self.reports.try_send(failed.values().cloned().collect());
             self.failed = failed;

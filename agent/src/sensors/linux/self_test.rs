@@ -7,8 +7,8 @@
 //! is told also when the reader hangs.
 
 use super::canary::{self, Proof, UNSEEN_AFTER};
-use super::marks::{Marks, Place};
-use super::mountinfo::{self, Mount};
+use super::guard::{self, Guard};
+use super::mountinfo::Mount;
 use super::proofs::Proofs;
 use super::standing::{Say, Standing};
 use crate::host::Moment;
@@ -20,7 +20,6 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::time::Timespec;
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -37,8 +36,6 @@ const STALLED_AFTER: Duration = Duration::from_secs(10);
 const REMARK_MAX: Duration = Duration::from_secs(2);
 /// How often a wait looks again.
 const LOOK: Duration = Duration::from_millis(20);
-/// The table of mounts. Bytes.
-const TABLE_BYTES_MAX: u64 = 16 << 20;
 
 // In the worst case a canary that is tried twice is on its way, and the connector falls silent right after it
 // said something: that is noticed at the second look.
@@ -59,6 +56,7 @@ pub(crate) struct Parts {
     /// What every canary must be seen by, beside what the other parts tell: names.
     pub(crate) further: Vec<Proof>,
     pub(crate) group: Arc<Group>,
+    pub(crate) guard: Arc<Guard>,
     /// An eventfd: written to, the marks are set again.
     pub(crate) remark: OwnedFd,
     pub(crate) outlet: Outlet,
@@ -71,7 +69,6 @@ struct SelfTest {
     parts: Parts,
     started: Moment,
     standings: BTreeMap<&'static str, Standing>,
-    marks: Marks,
     messages: u64,
     heard: Moment,
     turns: u64,
@@ -113,11 +110,9 @@ pub(crate) fn is_stopped(stop: &OwnedFd, time: Duration) -> bool {
 impl SelfTest {
     fn new(parts: Parts) -> Self {
         let started = Moment::now();
-        let marks = Marks::read(&*parts.group).unwrap_or_default(); // the first look says why not
         Self {
             started,
             standings: BTreeMap::new(),
-            marks,
             messages: parts.proofs.messages(),
             heard: started,
             turns: parts.proofs.turns(),
@@ -134,56 +129,35 @@ impl SelfTest {
         self.parts.outlet.flush(Moment::now());
     }
 
-    /// Marks vanish with their file system, so one that is missing counts only when it can be set again or when
-    /// its file system is still mounted.
+    /// Marks that were taken away are told, and asked for again.
     fn look_at_marks(&mut self) {
-        let now = match Marks::read(&*self.parts.group) {
-            Ok(marks) => marks,
-            Err(error) => {
-                let trouble = format!("the marks can't be looked at ({error}): restart the agent");
-                return self.judge("fanotify", "marks", Some(trouble));
-            }
+        let trouble = match self.parts.guard.taken(&self.parts.group) {
+            Ok(taken) if taken.is_empty() => None,
+            Ok(taken) => Some(format!(
+                "marks of {} file systems were taken away underneath the agent: find out which program did it; they are set again",
+                taken.len()
+            )),
+            Err(error) => Some(format!("the marks can't be looked at ({error}): restart the agent")),
         };
-        let weak = self.marks.weakened(&now);
-        if weak.is_empty() {
-            self.marks = now;
-            return self.judge("fanotify", "marks", None);
+        let well = trouble.is_none();
+        self.judge("fanotify", "marks", trouble);
+        if !well && self.remark() {
+            self.judge("fanotify", "marks", None);
         }
-        let after = self.remark(now);
-        let still = self.marks.weakened(&after);
-        let mounts = mounts();
-        let blind: Vec<Place> =
-            still.into_iter().filter(|place| mounts.iter().any(|mount| place.is_of(mount))).collect();
-        let back = weak.iter().filter(|place| !self.marks.weakened(&after).contains(place)).count();
-        self.marks = after.with(&self.marks, &blind);
-        if back > 0 {
-            let trouble = format!(
-                "marks of {back} file systems were taken away underneath the agent and were set again: find out which program did it"
-            );
-            self.judge("fanotify", "marks", Some(trouble));
-        }
-        let blind = (!blind.is_empty()).then(|| {
-            format!(
-                "marks of {} file systems were taken away and can't be set again: restart the agent",
-                blind.len()
-            )
-        });
-        self.judge("fanotify", "marks", blind);
     }
 
-    /// Asks for the marks to be set and waits a moment for it; the marks then.
-    fn remark(&self, mut marks: Marks) -> Marks {
+    /// Asks for the marks to be set and waits a moment for it; true when none is missing any more.
+    fn remark(&self) -> bool {
         if let Err(error) = rustix::io::write(&self.parts.remark, &1u64.to_ne_bytes()) {
             tracing::warn!(%error, "could not ask for the marks to be set again");
         }
         let end = Instant::now() + REMARK_MAX;
-        while !self.marks.weakened(&marks).is_empty() && Instant::now() < end {
-            if is_stopped(&self.parts.stop, LOOK) {
-                break;
+        while Instant::now() < end && !is_stopped(&self.parts.stop, LOOK) {
+            if self.parts.guard.taken(&self.parts.group).is_ok_and(|taken| taken.is_empty()) {
+                return true;
             }
-            marks = Marks::read(&*self.parts.group).unwrap_or(marks);
         }
-        marks
+        false
     }
 
     /// The connector tells of every thread, so one is made when it has been silent.
@@ -257,9 +231,10 @@ impl SelfTest {
 
     /// What must be seen, given where the canary lives and which sensors run.
     fn expected(&mut self, canary: &Canary) -> Vec<Proof> {
-        let mounts = mounts();
-        let covered =
-            |path: &Path, bits| mount_of(path, &mounts).is_none_or(|mount| self.marks.cover(mount, bits));
+        let mounts = guard::mounts();
+        let covered = |path: &Path, bits| {
+            mount_of(path, &mounts).is_none_or(|mount| self.parts.guard.cover(mount, bits))
+        };
         let mut expected = self.parts.further.clone();
         if covered(&canary.folder, CLOSE_WRITE) {
             expected.push(Proof::Content);
@@ -338,16 +313,6 @@ impl SelfTest {
         }
         outlet.flush(now); // each state is an event, also when the next one follows at once
     }
-}
-
-fn mounts() -> Vec<Mount> {
-    let mut table = Vec::new();
-    let read = std::fs::File::open("/proc/self/mountinfo")
-        .and_then(|file| file.take(TABLE_BYTES_MAX).read_to_end(&mut table));
-    if let Err(error) = read {
-        tracing::warn!(%error, "could not read the table of mounts");
-    }
-    mountinfo::parse(&table)
 }
 
 /// The mount through which a path is reached; none when the kernel does not say (STATX_MNT_ID, 5.8).

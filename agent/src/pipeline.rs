@@ -9,7 +9,7 @@ use crate::detection::rules::RuleSources;
 use crate::detection::{self, Detection, EVENTS_QUEUE_MAX, mark};
 use crate::host::{Host, Moment};
 use crate::outbox::{self, Outbox};
-use crate::sensors::{self, Level, OBSERVATIONS_QUEUE_MAX, Observation};
+use crate::sensors::{self, Level, OBSERVATIONS_QUEUE_MAX, Observation, Sensors};
 use crate::status::{self, Report};
 use crate::stop::{self, Stop};
 use crate::telemetry::Counters;
@@ -94,7 +94,7 @@ pub fn run(config: &Config, stop: &Stop) -> anyhow::Result<()> {
 
     let mut stages =
         Stages { detection, outbox, transport, catch_up: Running::new(catch_up), watched, answers };
-    let outcome = stages.watch(&config.state, stop);
+    let outcome = stages.watch(&config.state, &sensors, stop);
     say(&emit, &host, "agent-stopped", outcome.as_ref().err().map_or("asked to stop", String::as_str));
     sensors.stop();
     stages.end(local_stopper, emit);
@@ -119,10 +119,11 @@ struct Watched {
 
 impl Stages {
     /// Until stop; an error is the sentence on the stage that failed. Moves the mark on while nothing waits.
-    fn watch(&mut self, state: &Path, stop: &Stop) -> Result<(), String> {
+    fn watch(&mut self, state: &Path, sensors: &Sensors, stop: &Stop) -> Result<(), String> {
         let mut idle_since: Option<i64> = None;
         while !stop.wait(LOOK_INTERVAL) {
             for (name, failed) in [
+                ("sensors", sensors.is_finished()),
                 ("detection", self.detection.is_finished()),
                 ("outbox", self.outbox.is_finished()),
                 ("transport", self.transport.is_finished()),

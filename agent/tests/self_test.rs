@@ -325,3 +325,42 @@ fn the_sensors_stop_at_once() {
     while run.observations.try_recv().is_ok() {}
     assert!(run.observations.recv_timeout(WAIT).is_err(), "the channel is still open");
 }
+
+/// Closes a descriptor of this process as a debugger would: there is no other way to do it from outside.
+fn close_underneath(descriptor: u32) {
+    let pid = std::process::id().to_string();
+    let call = format!("call (int)close({descriptor})");
+    let done = Command::new("gdb").args(["-q", "-batch", "-nx", "-p", &pid, "-ex", &call]).output();
+    let told = done.expect("this test needs gdb");
+    let told = String::from_utf8_lossy(&told.stdout);
+    assert!(told.contains("$1 = 0"), "{told}");
+}
+
+#[test]
+fn a_connector_closed_underneath_is_told_and_made_anew() {
+    let run = Run::start(DEFAULT);
+    let since = Instant::now();
+    close_underneath(connector());
+    assert!(run.down(TOLD_WITHIN).detail.contains("could not read process events"));
+    run.health("process-connector", HealthState::Failed, WAIT);
+    assert!(since.elapsed() < TOLD_WITHIN);
+    run.health("process-connector", HealthState::Ok, WAIT);
+    assert_eq!(run.sensors.level(), Level::Full);
+    run.sensors.stop();
+}
+
+/// It takes its marks with it, so that the sensors end and the service is started anew.
+#[test]
+fn a_fanotify_descriptor_closed_underneath_is_told_and_ends_the_sensors() {
+    let run = Run::start(DEFAULT);
+    assert!(!run.sensors.is_finished());
+    let since = Instant::now();
+    for group in groups() {
+        close_underneath(group);
+    }
+    let health = run.health("fanotify", HealthState::Failed, TOLD_WITHIN);
+    assert!(health.message.contains("could not read file events"), "{health:?}");
+    run.until("the end", TOLD_WITHIN, || run.sensors.is_finished());
+    assert!(since.elapsed() < TOLD_WITHIN);
+    run.sensors.stop();
+}

@@ -202,6 +202,12 @@ impl Sensors {
         &self.reason
     }
 
+    /// One of the threads has ended, though nobody told it to: what is not seen any more is in the log.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.threads.iter().any(JoinHandle::is_finished)
+    }
+
     /// Stops and waits for the threads. The channel closes.
     pub fn stop(mut self) {
         self.end();

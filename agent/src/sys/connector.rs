@@ -155,6 +155,14 @@ impl Connector {
     }
 }
 
+impl Connector {
+    /// Whether the descriptor is still this socket: somebody may have closed it underneath.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        sockopt::socket_protocol(&self.socket).is_ok_and(|protocol| protocol == Some(netlink::CONNECTOR))
+    }
+}
+
 impl AsFd for Connector {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

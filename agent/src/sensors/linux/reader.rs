@@ -37,6 +37,8 @@ const BACKOFF_MIN: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// `/proc` is read again at most this often after losses.
 const REREAD_INTERVAL: Duration = Duration::from_secs(1);
+/// A fanotify descriptor that can't be read for this long is not tried any more.
+const FILES_DEAD_AFTER: Duration = Duration::from_secs(5);
 /// After an overflow the exact count comes with the next message of each CPU; later than this nobody knows it.
 const COUNT_WAIT: Duration = Duration::from_secs(1);
 
@@ -70,7 +72,7 @@ struct Reader {
     reread_last: Instant,
     retry_at: Instant,
     backoff: Duration,
-    files_failed: bool,
+    files_failed: Option<Instant>,
     deaf_since: Option<Moment>,
 }
 
@@ -99,6 +101,13 @@ pub(crate) fn run(parts: Parts) {
             return;
         }
         reader.turn(&epoll);
+        if reader.files_are_dead() {
+            reader.parts.outlet.flush(Moment::now());
+            // Its number may be somebody else's by now: it is never closed.
+            std::mem::forget(reader.parts.group.clone());
+            tracing::error!("the fanotify descriptor is dead: the sensors end, to be started anew");
+            return;
+        }
     }
 }
 
@@ -135,7 +144,7 @@ impl Reader {
             reread_last: Instant::now(),
             retry_at: Instant::now() + BACKOFF_MIN,
             backoff: BACKOFF_MIN,
-            files_failed: false,
+            files_failed: None,
             deaf_since: None,
         }
     }
@@ -151,7 +160,7 @@ impl Reader {
     fn pause(&self) -> Duration {
         if self.joiner.is_waiting() {
             Duration::ZERO
-        } else if self.parts.outlet.is_waiting() || self.files_failed {
+        } else if self.parts.outlet.is_waiting() || self.files_failed.is_some() {
             RETRY
         } else {
             IDLE
@@ -189,7 +198,7 @@ impl Reader {
                 if batch.emptied && !batch.events.iter().any(is_overflow) {
                     self.files_empty = now;
                 }
-                if std::mem::take(&mut self.files_failed) {
+                if self.files_failed.take().is_some() {
                     self.parts.outlet.health("fanotify", HealthState::Ok, "reads again".into());
                 }
                 (batch.events, batch.emptied)
@@ -200,13 +209,19 @@ impl Reader {
                 (Vec::new(), false)
             }
             Err(error) => {
-                if !std::mem::replace(&mut self.files_failed, true) {
+                if self.files_failed.is_none() {
+                    self.files_failed = Some(Instant::now());
                     let message = format!("could not read file events: {error}");
                     self.parts.outlet.health("fanotify", HealthState::Failed, message);
                 }
                 (Vec::new(), true)
             }
         }
+    }
+
+    /// Marks belong to the descriptor, so that a dead one can't be mended here: the sensors are started anew.
+    fn files_are_dead(&self) -> bool {
+        self.files_failed.is_some_and(|since| since.elapsed() >= FILES_DEAD_AFTER)
     }
 
     fn no_descriptor(&mut self, now: Moment, error: &std::io::Error) {
@@ -442,7 +457,9 @@ impl Reader {
         self.parts.outlet.health("process-connector", HealthState::Failed, why);
         self.parts.outlet.flush(now); // it may be back before this turn ends
         self.deaf_since = Some(now);
-        self.parts.connector = None;
+        if let Some(connector) = self.parts.connector.take().filter(|connector| !connector.is_open()) {
+            std::mem::forget(connector); // closed underneath: its number may be somebody else's by now
+        }
         self.joiner.forget();
         self.running.clear();
         self.parts.level.store(Level::Names.to_number(), Ordering::Relaxed);

@@ -52,6 +52,7 @@ pub(crate) struct Files {
     dropped: Arc<AtomicU64>,
     watched: HashSet<PathBuf>,
     changed: HashMap<PathBuf, Instant>,
+    out_of_watches: bool,
     unwatched_since: Option<Moment>,
     look_again: Instant,
     moved: Option<(usize, PathBuf)>,
@@ -84,6 +85,7 @@ impl Files {
             dropped,
             watched: HashSet::new(),
             changed: HashMap::new(),
+            out_of_watches: false,
             unwatched_since: None,
             look_again: Instant::now(),
             moved: None,
@@ -187,37 +189,37 @@ impl Files {
         }
     }
 
-    /// Said once, until watches could be added again.
+    /// Said once, until every folder has a watch again.
     fn no_watch(&mut self, message: String) {
-        if self.unwatched_since.is_none() {
-            let now = Moment::now();
-            tracing::warn!(message, "folders are not watched");
-            self.unwatched_since = Some(now);
-            self.outlet.lost(GapReason::WatchLimit, None, now, now, &message);
-            self.outlet.health("watches", HealthState::Degraded, message);
-            self.look_again = Instant::now() + LOOK_AGAIN;
+        self.out_of_watches = true;
+        if self.unwatched_since.is_some() {
+            return;
         }
+        let now = Moment::now();
+        tracing::warn!(message, "folders are not watched");
+        self.unwatched_since = Some(now);
+        self.look_again = Instant::now() + LOOK_AGAIN;
+        self.outlet.lost(GapReason::WatchLimit, None, now, now, &message);
+        self.outlet.health("watches", HealthState::Degraded, message);
     }
 
-    /// Watches may have become free, or the limit been raised. Whatever was written meanwhile is reported.
+    /// Watches may have become free, or the limit been raised. What is in folders that get one now is reported.
     fn look_again_if_due(&mut self, now: Moment, stop: &Stop) {
         let Some(since) = self.unwatched_since else { return };
         if Instant::now() < self.look_again {
             return;
         }
         self.look_again = Instant::now() + LOOK_AGAIN;
-        self.unwatched_since = None;
+        self.out_of_watches = false;
         for root in self.roots() {
             self.add_tree(&root, true, stop);
         }
-        if self.unwatched_since.is_some() {
-            // Still none left: it is told already, and its time goes on.
-            self.unwatched_since = Some(since);
-            return;
+        if !self.out_of_watches {
+            self.unwatched_since = None;
+            let detail = "until every folder was watched again";
+            self.outlet.lost(GapReason::WatchLimit, None, since, now, detail);
+            self.outlet.health("watches", HealthState::Ok, "every folder is watched again".to_owned());
         }
-        let detail = "until watches were left again";
-        self.outlet.lost(GapReason::WatchLimit, None, since, now, detail);
-        self.outlet.health("watches", HealthState::Ok, "every folder is watched again".to_owned());
     }
 
     fn handle(&mut self, event: notify::Result<Event>, now: Moment, stop: &Stop) {

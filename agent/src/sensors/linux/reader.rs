@@ -104,7 +104,7 @@ pub(crate) fn run(parts: Parts) {
         if reader.files_are_dead() {
             reader.parts.outlet.flush(Moment::now());
             // Its number may be somebody else's by now: it is never closed.
-            std::mem::forget(reader.parts.group.clone());
+            let _ = Arc::into_raw(reader.parts.group.clone());
             tracing::error!("the fanotify descriptor is dead: the sensors end, to be started anew");
             return;
         }
@@ -457,8 +457,8 @@ impl Reader {
         self.parts.outlet.health("process-connector", HealthState::Failed, why);
         self.parts.outlet.flush(now); // it may be back before this turn ends
         self.deaf_since = Some(now);
-        if let Some(connector) = self.parts.connector.take().filter(|connector| !connector.is_open()) {
-            std::mem::forget(connector); // closed underneath: its number may be somebody else's by now
+        if let Some(connector) = self.parts.connector.take() {
+            connector.discard();
         }
         self.joiner.forget();
         self.running.clear();

@@ -8,7 +8,7 @@
 use super::marks::{Marks, Place};
 use super::mountinfo::{self, Mount};
 use crate::sys::fanotify::Group;
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, StatxFlags};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -101,13 +101,11 @@ impl Last {
 }
 
 impl Identity {
-    /// None when it can't be reached by its name.
+    /// None when it can't be reached by its name. Nothing is opened: that would keep others from unmounting it.
     fn of(mount: &Mount) -> Option<Self> {
-        let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let place = rustix::fs::open(OsStr::from_bytes(&mount.point), flags, Mode::empty()).ok()?;
-        let empty = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
         let asked = StatxFlags::from_bits_retain(MOUNT_ID_UNIQUE) | StatxFlags::MNT_ID;
-        let stat = rustix::fs::statx(&place, c"", empty, asked).ok()?;
+        let stat = rustix::fs::statx(rustix::fs::CWD, OsStr::from_bytes(&mount.point), flags, asked).ok()?;
         Some(Self { id: mount.id, unique: stat.stx_mnt_id })
     }
 }

@@ -9,7 +9,7 @@ use crate::detection::walk::Scope;
 use crate::detection::{self, Detection, EVENTS_QUEUE_MAX, mark};
 use crate::host::{Host, Moment};
 use crate::outbox::{self, Outbox};
-use crate::sensors::{self, Level, OBSERVATIONS_QUEUE_MAX, Observation};
+use crate::sensors::{self, Level, OBSERVATIONS_QUEUE_MAX, Observation, Sensors};
 use crate::status::{self, Report};
 use crate::stop::{self, Stop};
 use crate::telemetry::Counters;
@@ -92,7 +92,7 @@ pub fn run(config: &Config, stop: &Stop) -> anyhow::Result<()> {
     let answers = answer(facts, transport.state(), config.state.clone(), local_stop)?;
 
     let mut stages = Stages { detection, outbox, transport, watched, answers };
-    let outcome = stages.watch(&config.state, stop);
+    let outcome = stages.watch(&config.state, &sensors, stop);
     say(&emit, &host, "agent-stopped", outcome.as_ref().err().map_or("asked to stop", String::as_str));
     sensors.stop();
     stages.end(local_stopper, emit);
@@ -116,10 +116,11 @@ struct Watched {
 
 impl Stages {
     /// Until stop; an error is the sentence on the stage that failed. Moves the mark on while nothing waits.
-    fn watch(&mut self, state: &Path, stop: &Stop) -> Result<(), String> {
+    fn watch(&mut self, state: &Path, sensors: &Sensors, stop: &Stop) -> Result<(), String> {
         let mut idle_since: Option<i64> = None;
         while !stop.wait(LOOK_INTERVAL) {
             for (name, failed) in [
+                ("sensors", sensors.is_finished()),
                 ("detection", self.detection.is_finished()),
                 ("outbox", self.outbox.is_finished()),
                 ("transport", self.transport.is_finished()),
@@ -255,7 +256,7 @@ fn sensors_config(config: &Config) -> sensors::Config {
         network_filesystems: config.network_filesystems,
         realtime: config.realtime,
         self_test: config.self_test,
-        canary_folder: Some(config.state.clone()),
+        canary: Some(sensors::Canary::own(config.state.clone())),
     }
 }
 
@@ -362,6 +363,9 @@ impl Facts {
             started_unix_s: self.started.unix_ns / 1_000_000_000,
             level: level.name().into(),
             level_reason: self.level_reason.clone(),
+            self_test: self.sensors.tested().map_or_else(String::new, |tested| {
+                format!("{} at {}", tested.outcome, vidette_protocol::ecs::rfc3339(tested.unix_ns))
+            }),
             rules_version: detection.rules_version,
             rules: u64::from(detection.rules_count),
             rule_errors: detection.rule_errors,

@@ -40,6 +40,9 @@ pub struct Report {
     pub level: String,
     /// Why it is not `full`; empty when it is.
     pub level_reason: String,
+    /// What the last self-test saw, and when; empty before the first, and where there is none.
+    #[serde(default)]
+    pub self_test: String,
     /// Digest over the rules in use; empty before they are compiled.
     pub rules_version: String,
     /// Rules in use.

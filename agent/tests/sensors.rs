@@ -38,7 +38,7 @@ impl Run {
             network_filesystems: false,
             realtime: true,
             self_test: None,
-            canary_folder: None,
+            canary: None,
         };
         let counters = Arc::new(Counters::default());
         let (out, observations) = crossbeam_channel::bounded(queue);
@@ -415,7 +415,7 @@ fn without_privileges_the_portable_sensors_take_over_and_say_why() {
             network_filesystems: false,
             realtime: false,
             self_test: None,
-            canary_folder: None,
+            canary: None,
         };
         let (out, observations) = crossbeam_channel::bounded(OBSERVATIONS_QUEUE_MAX);
         let sensors = sensors::start(config, Arc::default(), out).unwrap();

@@ -70,6 +70,9 @@ pub enum Command {
     /// The sandboxed scanner; the agent starts it by itself
     #[command(hide = true)]
     Worker(crate::worker::Args),
+    /// Ends at once: the agent runs it to see whether its sensors do
+    #[command(hide = true)]
+    Canary,
 }
 
 const EXAMPLES: &str = "\
@@ -100,5 +103,6 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Worker(args) => crate::worker::run(&args),
+        Command::Canary => Ok(ExitCode::SUCCESS),
     }
 }

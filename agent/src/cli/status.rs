@@ -54,6 +54,9 @@ fn table(report: &Report) -> String {
     );
     row("running since", time(report.started_unix_s));
     row("sensors", join(&report.level, &report.level_reason));
+    if !report.self_test.is_empty() {
+        row("self-test", report.self_test.clone());
+    }
     row("rules", format!("{} (version {})", report.rules, report.rules_version));
     for error in &report.rule_errors {
         row("rule left out", error.clone());

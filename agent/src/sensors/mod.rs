@@ -7,8 +7,8 @@ use crate::telemetry::Counters;
 use crossbeam_channel::Sender;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use vidette_protocol::wire;
@@ -46,8 +46,34 @@ pub struct Config {
     pub realtime: bool,
     /// How often the sensors prove that they see; none never.
     pub self_test: Option<Duration>,
-    /// Where the canary file is written: a folder of the agent's own.
-    pub canary_folder: Option<PathBuf>,
+    /// What they prove it with; none: nothing is written or run for it.
+    pub canary: Option<Canary>,
+}
+
+/// What is written and run so that the sensors have something to see.
+#[derive(Debug, Clone)]
+pub struct Canary {
+    /// Where the file is written: a folder of the agent's own.
+    pub folder: PathBuf,
+    /// A program that ends at once when its argument is `canary`.
+    pub program: PathBuf,
+}
+
+impl Canary {
+    /// With the agent's own program.
+    #[must_use]
+    pub fn own(folder: PathBuf) -> Self {
+        Self { folder, program: PathBuf::from("/proc/self/exe") }
+    }
+}
+
+/// The last self-test.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tested {
+    /// When, wall clock, Unix nanoseconds.
+    pub unix_ns: i64,
+    /// What was seen and what was not, for people.
+    pub outcome: String,
 }
 
 /// How much the sensors see.
@@ -65,7 +91,7 @@ pub enum Level {
 /// Running sensors. Dropping them stops them too.
 #[derive(Debug)]
 pub struct Sensors {
-    level: Arc<AtomicU8>,
+    gauge: Gauge,
     reason: String,
     stop: Option<Stopping>,
     threads: Vec<JoinHandle<()>>,
@@ -97,7 +123,6 @@ pub fn start(config: Config, counters: Arc<Counters>, out: Sender<Observation>) 
     };
     #[cfg(not(target_os = "linux"))]
     let reason = "this system has no better sensors yet".to_owned();
-    tracing::info!(level = Level::Polling.name(), reason, "sensors start");
     portable::start(config, counters, out, reason)
 }
 
@@ -133,13 +158,26 @@ impl Level {
 
 /// Tells the level of running sensors to whoever shows it.
 #[derive(Debug, Clone)]
-pub struct Gauge(Arc<AtomicU8>);
+pub struct Gauge {
+    level: Arc<AtomicU8>,
+    tested: Arc<Mutex<Option<Tested>>>,
+}
 
 impl Gauge {
+    fn of(level: Level) -> Self {
+        Self { level: Arc::new(AtomicU8::new(level.to_number())), tested: Arc::default() }
+    }
+
+    /// The last self-test; none before the first, and where there is none.
+    #[must_use]
+    pub fn tested(&self) -> Option<Tested> {
+        self.tested.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The level now: it falls to `names` while the process connector is down.
     #[must_use]
     pub fn level(&self) -> Level {
-        match self.0.load(Ordering::Relaxed) {
+        match self.level.load(Ordering::Relaxed) {
             0 => Level::Full,
             1 => Level::Names,
             _ => Level::Polling,
@@ -151,19 +189,25 @@ impl Sensors {
     /// Goes on telling the level after the sensors were handed to whoever stops them.
     #[must_use]
     pub fn gauge(&self) -> Gauge {
-        Gauge(self.level.clone())
+        self.gauge.clone()
     }
 
     /// The level now.
     #[must_use]
     pub fn level(&self) -> Level {
-        self.gauge().level()
+        self.gauge.level()
     }
 
     /// Why not `full` from the start; empty when it was. What changes later is a health observation.
     #[must_use]
     pub fn reason(&self) -> &str {
         &self.reason
+    }
+
+    /// One of the threads has ended, though nobody told it to: what is not seen any more is in the log.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.threads.iter().any(JoinHandle::is_finished)
     }
 
     /// Stops and waits for the threads. The channel closes.

@@ -6,7 +6,7 @@
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// The socket's receive buffer. Bytes. Holds about 13,000 execs; the default holds about 90.
@@ -156,6 +156,16 @@ impl Connector {
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+}
+
+impl Connector {
+    /// Closes the socket, unless somebody closed it underneath: its number may be another descriptor's by now.
+    pub fn discard(self) {
+        let protocol = sockopt::socket_protocol(&self.socket);
+        if !protocol.is_ok_and(|protocol| protocol == Some(netlink::CONNECTOR)) {
+            let _ = self.socket.into_raw_fd();
         }
     }
 }

@@ -5,14 +5,13 @@
 
 use self::places::Places;
 use super::outlet::{Outlet, Paths};
-use super::{Config, Level, Observation, Sensors, Stopping};
+use super::{Config, Gauge, Level, Observation, Sensors, Stopping};
 use crate::sys::connector::Connector;
 use crate::sys::fanotify::{Group, NameGroup};
 use crate::telemetry::Counters;
 use anyhow::Context;
 use crossbeam_channel::Sender;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU8;
 
 /// Reads both queues and hands on what came of them.
 mod reader;
@@ -38,6 +37,18 @@ mod namespaces;
 mod mounts;
 /// Names that change.
 mod names;
+/// What the reader tells the self-test.
+mod proofs;
+/// Marks that are there, and those that somebody took away.
+mod marks;
+/// Notices marks that somebody takes away.
+mod guard;
+/// How one sensor stands after several checks.
+mod standing;
+/// A file and a program that every sensor must see.
+mod canary;
+/// Proves that the sensors see.
+mod self_test;
 
 /// Starts both threads; every superblock that there is has its mark on return.
 ///
@@ -69,10 +80,28 @@ pub(crate) fn start(
         marks = mounts.describe(),
         "sensors start"
     );
-    let shared_level = Arc::new(AtomicU8::new(level.to_number()));
+    let gauge = Gauge::of(level);
     let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
         .context("could not make an eventfd")?;
     let paths = Paths { watch: config.watch.clone(), exclude: config.exclude.clone() };
+    let (witness, proofs) = proofs::channel();
+    let self_test = match config.self_test {
+        Some(interval) => Some(self_test::Parts {
+            interval,
+            canary: config.canary.clone(),
+            proofs,
+            further: names.iter().map(|_| canary::Proof::Name).collect(),
+            group: group.clone(),
+            guard: mounts.guard(),
+            names: names.as_ref().map(|(group, _)| (group.clone(), mounts.names_guard())),
+            bell: mounts.bell(),
+            outlet: Outlet::new(out.clone(), counters.clone(), Paths::default()),
+            counters: counters.clone(),
+            gauge: gauge.clone(),
+            stop: stop.try_clone().context("could not copy a descriptor")?,
+        }),
+        None => None,
+    };
     let parts = reader::Parts {
         group,
         names,
@@ -80,7 +109,8 @@ pub(crate) fn start(
         connector,
         retry: level == Level::Full, // what was refused once stays refused
         outlet: Outlet::new(out, counters, paths),
-        level: shared_level.clone(),
+        level: gauge.level.clone(),
+        witness,
         stop: stop.try_clone().context("could not copy a descriptor")?,
         realtime: config.realtime,
         remote: mounts.remote(),
@@ -89,13 +119,17 @@ pub(crate) fn start(
         places: Places::new(mounts.places(), config.exclude.clone()),
     };
     let stop_mounts = stop.try_clone().context("could not copy a descriptor")?;
-    let mut sensors =
-        Sensors { level: shared_level, reason, stop: Some(Stopping::Event(stop)), threads: Vec::new() };
+    let mut sensors = Sensors { gauge, reason, stop: Some(Stopping::Event(stop)), threads: Vec::new() };
     let reader = std::thread::Builder::new().name("sensors".into());
     sensors.threads.push(reader.spawn(move || reader::run(parts)).context("could not start a thread")?);
     let follower = std::thread::Builder::new().name("mounts".into());
     let run = move || mounts.run(&stop_mounts);
     sensors.threads.push(follower.spawn(run).context("could not start a thread")?);
+    if let Some(parts) = self_test {
+        let tester = std::thread::Builder::new().name("self-test".into());
+        let run = move || self_test::run(parts);
+        sensors.threads.push(tester.spawn(run).context("could not start a thread")?);
+    }
     Ok(sensors)
 }
 

@@ -6,6 +6,7 @@
 //! the mounts are goes into the table of `places`.
 
 use super::exchange::{Bell, Ear, Late, REPORTS_MAX, Report, bell};
+use super::guard::Guard;
 use super::mountinfo::{self, Coverage, Mount};
 use super::names::marks::Marks;
 use super::namespaces::Namespaces;
@@ -73,6 +74,8 @@ pub(crate) struct Mounts {
     reports: Sender<Report>,
     bell: Bell,
     ear: Ear,
+    guard: Arc<Guard>,
+    names_guard: Arc<Guard>,
 }
 
 /// A way to a superblock.
@@ -119,8 +122,20 @@ impl Mounts {
             reports,
             bell,
             ear,
+            guard: Arc::default(),
+            names_guard: Arc::default(),
         };
         Ok((mounts, receiver))
+    }
+
+    /// Knows which marks are there.
+    pub(crate) fn guard(&self) -> Arc<Guard> {
+        self.guard.clone()
+    }
+
+    /// The same of the group for names.
+    pub(crate) fn names_guard(&self) -> Arc<Guard> {
+        self.names_guard.clone()
     }
 
     pub(crate) fn remote(&self) -> Remote {
@@ -238,7 +253,12 @@ impl Mounts {
         let superblocks = ways(&own, since, &namespaces);
         self.note_remote(&superblocks);
         let mut failed: Vec<String> = namespaces.trouble().into_iter().collect();
+        let names = self.names.as_ref().map(|names| names.group());
+        self.guard.before(&*self.group);
+        names.iter().for_each(|names| self.names_guard.before(&**names));
         let primaries = self.mark_all(&superblocks, &mut failed);
+        self.guard.after(&*self.group);
+        names.iter().for_each(|names| self.names_guard.after(&**names));
         let others = namespaces.all().flat_map(|followed| &followed.mounts);
         let before = self.places.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let places = Table::new(others.chain(&own), primaries.into_iter(), &before, Instant::now());

@@ -12,8 +12,6 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
-use std::path::Path;
 use vidette_protocol::limits::{ARGS_BYTES_MAX, PATH_BYTES_MAX};
 
 /// Processes read at once.
@@ -216,6 +214,7 @@ fn link_at(folder: &OwnedFd, name: &CStr) -> Vec<u8> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use std::os::unix::ffi::OsStringExt;
 
     #[test]
     fn a_name_with_brackets_and_spaces_is_read() {

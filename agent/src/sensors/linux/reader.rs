@@ -12,6 +12,7 @@ use super::names::marks::Marks;
 use super::names::{self, Names};
 use super::places::Places;
 use super::proc;
+use super::proofs::{Order, Witness};
 use super::twins::{Look, Twins};
 use super::urgency::{Change, Urgency};
 use crate::host::{Host, Moment};
@@ -43,6 +44,8 @@ const BACKOFF_MIN: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// `/proc` is read again at most this often after losses.
 const REREAD_INTERVAL: Duration = Duration::from_secs(1);
+/// A fanotify descriptor that can't be read for this long is not tried any more.
+const FILES_DEAD_AFTER: Duration = Duration::from_secs(5);
 /// After an overflow the exact count comes with the next message of each CPU; later than this nobody knows it.
 const COUNT_WAIT: Duration = Duration::from_secs(1);
 /// Messages after which the reader looks how long it has worked: each exec among them costs a look at `/proc`.
@@ -67,6 +70,7 @@ pub(crate) struct Parts {
     pub(crate) retry: bool,
     pub(crate) outlet: Outlet,
     pub(crate) level: Arc<AtomicU8>,
+    pub(crate) witness: Witness,
     pub(crate) stop: OwnedFd,
     /// Read at real-time priority where that is permitted.
     pub(crate) realtime: bool,
@@ -99,7 +103,8 @@ struct Reader {
     reread_last: Instant,
     retry_at: Instant,
     backoff: Duration,
-    files_failed: bool,
+    files_failed: Option<Instant>,
+    deaf_since: Option<Moment>,
 }
 
 /// Until `stop` becomes readable.
@@ -132,6 +137,13 @@ pub(crate) fn run(parts: Parts) {
             return;
         }
         reader.turn(&epoll);
+        if reader.files_are_dead() {
+            reader.parts.outlet.flush(Moment::now());
+            // Its number may be somebody else's by now: it is never closed.
+            let _ = Arc::into_raw(reader.parts.group.clone());
+            tracing::error!("the fanotify descriptor is dead: the sensors end, to be started anew");
+            return;
+        }
     }
 }
 
@@ -188,7 +200,8 @@ impl Reader {
             reread_last: Instant::now(),
             retry_at: Instant::now() + BACKOFF_MIN,
             backoff: BACKOFF_MIN,
-            files_failed: false,
+            files_failed: None,
+            deaf_since: None,
         }
     }
 
@@ -251,7 +264,7 @@ impl Reader {
         if self.joiner.is_waiting() {
             Duration::ZERO
         } else if self.parts.outlet.is_waiting()
-            || self.files_failed
+            || self.files_failed.is_some()
             || self.names_failed
             || self.names.as_ref().is_some_and(Names::is_waiting)
         {
@@ -263,6 +276,9 @@ impl Reader {
 
     fn turn(&mut self, epoll: &OwnedFd) {
         let now = Moment::now();
+        if let Some(Order::Reconnect { since, why }) = self.parts.witness.turned() {
+            self.disconnect(since, why);
+        }
         // Names first: what ran a program and then changed a name is in the batch of content that comes after.
         let named = self.read_names(now);
         let named_until_ns = Moment::now().uptime_ns;
@@ -326,7 +342,7 @@ impl Reader {
                 if batch.emptied && !batch.events.iter().any(is_overflow) {
                     self.files_empty = now;
                 }
-                if std::mem::take(&mut self.files_failed) {
+                if self.files_failed.take().is_some() {
                     self.parts.outlet.health("fanotify", HealthState::Ok, "reads again".into());
                 }
                 (batch.events, batch.emptied)
@@ -337,7 +353,8 @@ impl Reader {
                 (Vec::new(), false)
             }
             Err(error) => {
-                if !std::mem::replace(&mut self.files_failed, true) {
+                if self.files_failed.is_none() {
+                    self.files_failed = Some(Instant::now());
                     let message = format!("could not read file events: {error}");
                     self.parts.outlet.health("fanotify", HealthState::Failed, message);
                 }
@@ -385,6 +402,9 @@ impl Reader {
                 self.parts.outlet.lost(GapReason::KernelQueue, None, self.names_empty, now, detail);
             } else if event.pid == self.own_pid || self.parent(event.pid) == self.own_pid {
                 names.follow_own(&event);
+                if let Some(place) = event.place.filter(|_| event.mask & fanotify::RENAME != 0) {
+                    self.parts.witness.named(place.name);
+                }
                 self.parts.outlet.own();
             } else {
                 for change in names.follow(&event, self.parts.outlet.paths(), now).drain(..) {
@@ -454,6 +474,11 @@ impl Reader {
         Some(self.with_user(process))
     }
 
+    /// Marks belong to the descriptor, so that a dead one can't be mended here: the sensors are started anew.
+    fn files_are_dead(&self) -> bool {
+        self.files_failed.is_some_and(|since| since.elapsed() >= FILES_DEAD_AFTER)
+    }
+
     fn no_descriptor(&mut self, now: Moment, error: &std::io::Error) {
         let detail = format!("the kernel could not open a file for the agent: {error}");
         self.parts.outlet.lost(GapReason::Descriptors, Some(1), self.files_empty, now, &detail);
@@ -464,8 +489,11 @@ impl Reader {
         self.clocks.look(follow::read_clocks);
         let drained = match follow::drain(connector, &mut self.sequences) {
             Ok(drained) => drained,
-            Err(error) => return self.disconnect(&error),
+            Err(error) => {
+                return self.disconnect(self.forks_empty, format!("could not read process events: {error}"));
+            }
         };
+        self.parts.witness.heard(&drained.messages);
         self.note_losses(&drained, now);
         let remote = self.parts.remote.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let ended = follow::ended(&drained.messages);
@@ -476,6 +504,9 @@ impl Reader {
             let at = self.clocks.moment(message, now);
             if let What::Exec { pid } = message.what {
                 self.parts.bell.ran(pid);
+                if self.joiner.table.parent(pid) == self.own_pid {
+                    self.parts.witness.executed(pid);
+                }
             }
             let is_remote = |device| remote.contains(&device);
             if let Some(mut told) = follow::tell(message, at, &self.joiner.table, &ended, is_remote) {
@@ -534,6 +565,7 @@ impl Reader {
         let closed = event.mask & fanotify::CLOSE_WRITE != 0;
         let own = closed && (event.pid == self.own_pid || self.parent(event.pid) == self.own_pid);
         if own {
+            self.parts.witness.written(&descriptor);
             self.parts.outlet.own();
         }
         if own && event.mask & fanotify::OPEN_EXEC == 0 {
@@ -547,6 +579,9 @@ impl Reader {
         };
         let side = self.parts.places.settle(&mut file, &stat);
         let run = (event.mask & fanotify::OPEN_EXEC != 0).then(|| Program::copy(&file, &stat)).flatten();
+        if let Some(program) = &run {
+            self.parts.witness.ran(event.pid, program.key);
+        }
         let written = (closed && !own).then_some(file);
         let (pid, pidfd, reaped) = (event.pid, event.pidfd, event.reaped);
         Some(Look { pid, pidfd, reaped, mask: event.mask, written, run, stat, side })
@@ -720,14 +755,20 @@ impl Reader {
         })
     }
 
-    fn disconnect(&mut self, error: &std::io::Error) {
-        tracing::warn!(%error, "the process connector failed: it will be tried again");
-        let message = format!("could not read process events: {error}");
-        self.parts.outlet.health("process-connector", HealthState::Failed, message);
-        let detail = "the process connector failed";
+    /// It failed or is deaf, and was last known to hear at `since`.
+    fn disconnect(&mut self, since: Moment, why: String) {
+        if self.parts.connector.is_none() {
+            return;
+        }
+        tracing::warn!(why, "the process connector failed: it will be tried again");
         let now = Moment::now();
-        self.parts.outlet.lost(GapReason::SensorDown, None, self.forks_empty, now, detail);
-        self.parts.connector = None;
+        self.parts.outlet.lost(GapReason::SensorDown, None, since, now, &why);
+        self.parts.outlet.health("process-connector", HealthState::Failed, why);
+        self.parts.outlet.flush(now); // it may be back before this turn ends
+        self.deaf_since = Some(now);
+        if let Some(connector) = self.parts.connector.take() {
+            connector.discard();
+        }
         self.joiner.forget();
         self.running.clear();
         self.parts.level.store(Level::Names.to_number(), Ordering::Relaxed);
@@ -750,6 +791,10 @@ impl Reader {
                 self.backoff = BACKOFF_MIN;
                 self.parts.level.store(Level::Full.to_number(), Ordering::Relaxed);
                 self.parts.outlet.health("process-connector", HealthState::Ok, "connected".into());
+                if let Some(since) = self.deaf_since.take() {
+                    let (now, detail) = (Moment::now(), "until the process connector was back");
+                    self.parts.outlet.lost(GapReason::SensorDown, None, since, now, detail);
+                }
                 self.inventory();
             }
             Err(error) => {

@@ -3,24 +3,27 @@
 //! Each directory gets a watch of its own before it is listed, so that a file is either in the list or told by
 //! the watch: `mkdir -p a/b/c; echo > a/b/c/f` is seen. A close after writing is trigger CLOSE_WRITE, a rename
 //! into place RENAME; what was found by listing, or was changed and not closed for a while, is SWEEP, because
-//! nobody knows whether it is complete. Assumes that the library's thread may never wait for this one.
+//! nobody knows whether it is complete. A file that was made executable is ATTRIBUTES; what was deleted is told
+//! by its name alone. Nobody knows who did any of it. Assumes that the library's thread may never wait for this one.
 
+use super::limits;
 use crate::host::Moment;
 use crate::sensors::outlet::Outlet;
 use crate::sensors::{Observation, OpenFile};
 use crate::stop::Stop;
 use anyhow::Context;
 use crossbeam_channel::{Receiver, TrySendError};
-use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind, RenameMode};
+use notify::event::{AccessKind, AccessMode, CreateKind, MetadataKind, ModifyKind, RemoveKind, RenameMode};
 use notify::{ErrorKind, Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use rustix::fs::{FileType, Mode, OFlags};
 use std::collections::{HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use vidette_protocol::wire::{GapReason, HealthState, Trigger};
+use vidette_protocol::wire::{self, FileAction, GapReason, HealthState, Trigger};
 
 /// Events between the library's thread and ours. Beyond it a gap is recorded.
 const EVENTS_MAX: usize = 16_384;
@@ -32,6 +35,10 @@ const DEPTH_MAX: usize = 64;
 const CHANGED_MAX: usize = 4096;
 /// How long a changed file waits for its close.
 const SETTLE: Duration = Duration::from_secs(2);
+/// How often it is tried to watch what could not be watched.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// Mode bits of execution, for user, group or others.
+const ANYBODY_RUNS: u32 = 0o111;
 const TICK: Duration = Duration::from_millis(250);
 /// Watched when nothing is configured, besides the home folder: where what comes from outside arrives.
 const DEFAULT_ROOTS: [&str; 7] = ["/home", "/tmp", "/var/tmp", "/dev/shm", "/etc", "/usr/local", "/opt"];
@@ -46,6 +53,9 @@ pub(crate) struct Files {
     watched: HashSet<PathBuf>,
     changed: HashMap<PathBuf, Instant>,
     out_of_watches: bool,
+    unwatched_since: Option<Moment>,
+    look_again: Instant,
+    moved: Option<(usize, PathBuf)>,
     last_empty: Moment,
 }
 
@@ -67,7 +77,7 @@ impl Files {
             }
         };
         let watcher = notify::recommended_watcher(handler)
-            .context("could not watch directories (see fs.inotify.max_user_instances)")?;
+            .with_context(|| format!("could not watch directories: {}", limits::instances()))?;
         Ok(Self {
             outlet,
             watcher,
@@ -76,6 +86,9 @@ impl Files {
             watched: HashSet::new(),
             changed: HashMap::new(),
             out_of_watches: false,
+            unwatched_since: None,
+            look_again: Instant::now(),
+            moved: None,
             last_empty: Moment::now(),
         })
     }
@@ -93,6 +106,7 @@ impl Files {
             }
             self.settle(now);
             self.count_dropped(now, stop);
+            self.look_again_if_due(now, stop);
             if self.events.is_empty() {
                 self.last_empty = now;
             }
@@ -141,6 +155,17 @@ impl Files {
         }
     }
 
+    /// A folder that has another name now, or is out of sight: its watches would tell by the old names.
+    fn forget_tree(&mut self, root: &Path) {
+        if !self.watched.contains(root) {
+            return;
+        }
+        let gone: Vec<PathBuf> = self.watched.extract_if(|path| path.starts_with(root)).collect();
+        for path in gone {
+            let _ = self.watcher.unwatch(&path); // the library may have done it already
+        }
+    }
+
     fn is_excluded(&self, path: &Path) -> bool {
         let excludes = &self.outlet.paths().exclude;
         excludes.iter().any(|prefix| crate::sensors::outlet::is_under(path.as_os_str().as_bytes(), prefix))
@@ -148,25 +173,52 @@ impl Files {
 
     fn add_watch(&mut self, path: &Path) -> bool {
         if self.watched.len() >= DIRECTORIES_MAX {
-            self.no_watch("the agent watches no more directories: name fewer or use the kernel's sensors");
+            self.no_watch(format!(
+                "the agent watches {DIRECTORIES_MAX} directories and no more: name fewer in sensors.watch, or run it as root"
+            ));
             return false;
         }
         match self.watcher.watch(path, RecursiveMode::NonRecursive) {
             Ok(()) => self.watched.insert(path.to_path_buf()),
             Err(error) => {
                 if matches!(error.kind, ErrorKind::MaxFilesWatch) {
-                    self.no_watch("no inotify watches are left: raise fs.inotify.max_user_watches");
+                    self.no_watch(limits::watches(self.watched.len()));
                 }
                 false
             }
         }
     }
 
-    /// Said once, until a watch could be added again.
-    fn no_watch(&mut self, detail: &str) {
-        if !std::mem::replace(&mut self.out_of_watches, true) {
-            let now = Moment::now();
-            self.outlet.lost(GapReason::WatchLimit, None, now, now, detail);
+    /// Said once, until every folder has a watch again.
+    fn no_watch(&mut self, message: String) {
+        self.out_of_watches = true;
+        if self.unwatched_since.is_some() {
+            return;
+        }
+        let now = Moment::now();
+        tracing::warn!(message, "folders are not watched");
+        self.unwatched_since = Some(now);
+        self.look_again = Instant::now() + LOOK_AGAIN;
+        self.outlet.lost(GapReason::WatchLimit, None, now, now, &message);
+        self.outlet.health("watches", HealthState::Degraded, message);
+    }
+
+    /// Watches may have become free, or the limit been raised. What is in folders that get one now is reported.
+    fn look_again_if_due(&mut self, now: Moment, stop: &Stop) {
+        let Some(since) = self.unwatched_since else { return };
+        if Instant::now() < self.look_again {
+            return;
+        }
+        self.look_again = Instant::now() + LOOK_AGAIN;
+        self.out_of_watches = false;
+        for root in self.roots() {
+            self.add_tree(&root, true, stop);
+        }
+        if !self.out_of_watches {
+            self.unwatched_since = None;
+            let detail = "until every folder was watched again";
+            self.outlet.lost(GapReason::WatchLimit, None, since, now, detail);
+            self.outlet.health("watches", HealthState::Ok, "every folder is watched again".to_owned());
         }
     }
 
@@ -182,32 +234,70 @@ impl Files {
                 return;
             }
         };
+        let cookie = event.tracker();
         let Some(path) = event.paths.last().cloned() else { return };
         match event.kind {
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
                 self.changed.remove(&path);
                 self.report(&path, Trigger::CloseWrite, now);
             }
+            EventKind::Modify(ModifyKind::Name(RenameMode::From)) => {
+                self.changed.remove(&path);
+                self.forget_tree(&path);
+                self.moved = cookie.map(|cookie| (cookie, path));
+            }
             EventKind::Modify(ModifyKind::Name(RenameMode::To)) => {
+                let from = self.moved.take().filter(|(of, _)| Some(*of) == cookie).map(|(_, path)| path);
+                let old_path =
+                    from.map(|path| path.into_os_string().into_encoded_bytes()).unwrap_or_default();
                 if path.symlink_metadata().is_ok_and(|kind| kind.is_dir()) {
+                    self.name_changed(&path, old_path, FileAction::Renamed, true, now);
                     self.add_tree(&path, true, stop);
                 } else {
-                    self.report(&path, Trigger::Rename, now);
+                    self.report_as(&path, Trigger::Rename, old_path, now);
                 }
             }
             EventKind::Create(CreateKind::Folder) => self.add_tree(&path, true, stop),
+            EventKind::Modify(ModifyKind::Metadata(_)) => self.note_attributes(&path, now),
             EventKind::Create(_) | EventKind::Modify(_) => self.note_change(path, now),
             EventKind::Remove(RemoveKind::File) => {
                 self.changed.remove(&path);
+                self.name_changed(&path, Vec::new(), FileAction::Deleted, false, now);
             }
             EventKind::Remove(_) => {
                 self.changed.remove(&path);
+                // Told twice, by its own watch and by its parent's.
                 if self.watched.remove(&path) {
-                    self.out_of_watches = false;
+                    self.look_again = Instant::now();
+                    self.name_changed(&path, Vec::new(), FileAction::Deleted, true, now);
                 }
             }
             EventKind::Access(_) | EventKind::Any | EventKind::Other => {}
         }
+    }
+
+    /// A file that may be run now is looked at like one that was written; anything else is told.
+    fn note_attributes(&mut self, path: &Path, now: Moment) {
+        let Ok(data) = path.symlink_metadata() else { return }; // gone: that is told
+        if data.is_file() && data.permissions().mode() & ANYBODY_RUNS != 0 {
+            self.report(path, Trigger::Attributes, now);
+        } else if data.is_file() || data.is_dir() {
+            self.name_changed(path, Vec::new(), FileAction::Attributes, data.is_dir(), now);
+        }
+    }
+
+    /// Who did it nobody knows here.
+    fn name_changed(&mut self, path: &Path, old_path: Vec<u8>, action: FileAction, folder: bool, at: Moment) {
+        let path = path.as_os_str().as_bytes();
+        if !self.outlet.paths().cover(path) {
+            return self.outlet.unwatched();
+        }
+        let file = wire::File {
+            path: path.to_vec(),
+            deleted: action == FileAction::Deleted,
+            ..wire::File::default()
+        };
+        self.outlet.pass(Observation::NameChanged { action, file, old_path, folder, process: None, at }, at);
     }
 
     fn note_change(&mut self, path: PathBuf, now: Moment) {
@@ -248,15 +338,16 @@ impl Files {
     }
 
     fn report(&mut self, path: &Path, trigger: Trigger, at: Moment) {
+        self.report_as(path, trigger, Vec::new(), at);
+    }
+
+    fn report_as(&mut self, path: &Path, trigger: Trigger, old_path: Vec<u8>, at: Moment) {
         if !self.outlet.paths().cover(path.as_os_str().as_bytes()) {
             return self.outlet.unwatched();
         }
         match open(path) {
             Ok(Some(file)) => {
-                self.outlet.pass(
-                    Observation::FileWritten { file, process: None, trigger, old_path: Vec::new(), at },
-                    at,
-                );
+                self.outlet.pass(Observation::FileWritten { file, process: None, trigger, old_path, at }, at);
             }
             Err(error) if matches!(error, rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => {
                 let detail = format!("the agent could not open a file: {error}");
@@ -271,8 +362,9 @@ impl Files {
 fn matters(event: &Event) -> bool {
     match event.kind {
         EventKind::Access(kind) => matches!(kind, AccessKind::Close(AccessMode::Write)),
-        EventKind::Modify(ModifyKind::Metadata(_)) => false,
-        EventKind::Modify(ModifyKind::Name(mode)) => !matches!(mode, RenameMode::From | RenameMode::Both),
+        // To be read changes the time of access; what else it may be is not told on Linux.
+        EventKind::Modify(ModifyKind::Metadata(kind)) => kind != MetadataKind::AccessTime,
+        EventKind::Modify(ModifyKind::Name(mode)) => mode != RenameMode::Both, // From and To came before
         EventKind::Modify(_) | EventKind::Create(_) | EventKind::Remove(_) => true,
         EventKind::Any | EventKind::Other => event.need_rescan(),
     }

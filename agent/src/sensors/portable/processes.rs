@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System, UpdateKind};
 use vidette_protocol::wire::Source;
 
-const INTERVAL: Duration = Duration::from_secs(1);
+/// How often the list is looked at. What lives shorter can be missed.
+pub(crate) const INTERVAL: Duration = Duration::from_secs(1);
 /// Processes that are compared. Beyond it new ones are not reported.
 const PROCESSES_MAX: usize = 65_536;
 

@@ -37,6 +37,12 @@ impl Marks {
         Self { group, known: Mutex::default(), changes: AtomicU64::new(0) }
     }
 
+    /// Whose marks these are.
+    #[must_use]
+    pub(crate) fn group(&self) -> Arc<NameGroup> {
+        self.group.clone()
+    }
+
     /// Marks the superblock of an open place, which `path` leads to as well.
     pub(crate) fn mark(&self, place: impl AsFd, path: &CStr, mount: &Mount) {
         let marked = self.group.mark(path).and_then(|()| Ok(rustix::fs::fstatvfs(place)?.f_fsid));

@@ -65,9 +65,9 @@ pub struct Folder {
 #[derive(Debug)]
 pub enum Told {
     /// A file that changed.
-    Met(Met),
+    Met(Box<Met>),
     /// A run has ended; everything it met came before this.
-    Done(Report),
+    Done(Box<Report>),
 }
 
 /// What a run did.
@@ -483,7 +483,7 @@ impl Thread {
             whole: walked == Walked::Whole,
         };
         let whole = report.whole;
-        let _ = self.out.send(Told::Done(report)); // detection takes until this thread has ended
+        let _ = self.out.send(Told::Done(Box::new(report))); // detection takes until this thread has ended
         let mut state = self.desk.lock();
         state.running = None;
         state.cut_short |= !whole;
@@ -499,7 +499,7 @@ impl Run {
 
 impl From<Met> for Told {
     fn from(met: Met) -> Self {
-        Self::Met(met)
+        Self::Met(Box::new(met))
     }
 }
 
@@ -555,7 +555,7 @@ mod tests {
                     let name = file.path.rsplit(|byte| *byte == b'/').next().unwrap();
                     names.push(String::from_utf8_lossy(name).into_owned());
                 }
-                Told::Done(report) => return (names, report),
+                Told::Done(report) => return (names, *report),
             }
         }
     }

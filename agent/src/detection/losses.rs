@@ -88,3 +88,69 @@ impl Losses {
         self.desk.wish(Wish { reasons: vec![reason], since_unix_ns, hot });
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::detection::rescan::Rescans;
+    use crate::detection::walk::Scope;
+
+    const SECOND: i64 = 1_000_000_000;
+
+    fn moment(unix_ns: i64) -> Moment {
+        Moment { unix_ns, uptime_ns: 0 }
+    }
+
+    /// The time from which a rescan looks after these files were shed: when each was told, and its ctime.
+    fn since(shed: &[(i64, i64)]) -> i64 {
+        let mut rescans = Rescans::start(Scope::default()).unwrap();
+        let mut losses = Losses::new(rescans.desk());
+        for (at, ctime) in shed {
+            losses.here(b"/a/x", moment(*at), *ctime);
+        }
+        assert!(losses.overdue(Instant::now()).is_none(), "it waits for company");
+        let gap = losses.take().unwrap();
+        assert_eq!(gap.count, Some(shed.len() as u64));
+        assert!(losses.take().is_none() && losses.tell_at().is_none());
+        let since = loop {
+            if let crate::detection::rescan::Told::Done(report) = rescans.told().recv().unwrap() {
+                break report.since_unix_ns;
+            }
+        };
+        rescans.stop();
+        rescans.join();
+        since
+    }
+
+    #[test]
+    fn what_was_shed_is_looked_for_from_its_change_on_and_not_for_ever() {
+        let at = 5_000 * SECOND;
+        assert_eq!(since(&[(at, at)]), at - SLACK_NS);
+        assert_eq!(since(&[(at, at), (at - SECOND, at)]), at - SECOND - SLACK_NS, "told in another order");
+        assert_eq!(
+            since(&[(at, at - 60 * SECOND)]),
+            at - 60 * SECOND - SLACK_NS,
+            "written long before it was closed"
+        );
+        assert_eq!(since(&[(at, 1)]), at - OLD_WRITE_NS - SLACK_NS, "an old program that was run");
+    }
+
+    #[test]
+    fn only_losses_of_files_are_looked_for() {
+        let mut rescans = Rescans::start(Scope::default()).unwrap();
+        let mut losses = Losses::new(rescans.desk());
+        for reason in [GapReason::ProcessConnector, GapReason::OutboxBound, GapReason::Mount] {
+            losses.elsewhere(&wire::Gap { reason: reason.into(), ..Default::default() }, Vec::new());
+        }
+        assert_eq!(rescans.desk().progress(), Default::default());
+        losses.elsewhere(
+            &wire::Gap { reason: GapReason::Descriptors.into(), ..Default::default() },
+            Vec::new(),
+        );
+        assert_ne!(rescans.desk().progress(), Default::default());
+        rescans.stop();
+        while rescans.told().recv().is_ok() {}
+        rescans.join();
+    }
+}

@@ -308,7 +308,8 @@ impl<F, T> Queue<F, T> {
             return Some(first);
         }
         self.rest_pops += 1;
-        let sweep = self.rest_pops % SWEEP_EVERY == 0 && !self.lanes[Class::Sweep as usize].is_empty();
+        let sweep =
+            self.rest_pops.is_multiple_of(SWEEP_EVERY) && !self.lanes[Class::Sweep as usize].is_empty();
         Some(if sweep { Class::Sweep } else { Class::Rest })
     }
 

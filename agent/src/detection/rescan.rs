@@ -65,9 +65,9 @@ pub struct Folder {
 #[derive(Debug)]
 pub enum Told {
     /// A file that changed.
-    Met(Met),
+    Met(Box<Met>),
     /// A run has ended; everything it met came before this.
-    Done(Report),
+    Done(Box<Report>),
 }
 
 /// What a run did.
@@ -91,8 +91,12 @@ pub struct Report {
     pub changed: u64,
     /// Folders and files that could not be opened.
     pub unreadable: u64,
-    /// Folders that were looked at before others, also before the run.
+    /// Folders that were looked at before others, since the run before this ended.
     pub hot_folders: u64,
+    /// Files whose times were read there.
+    pub hot_files: u64,
+    /// Files handed to detection from there.
+    pub hot_changed: u64,
     /// It saw everything; else it was stopped.
     pub whole: bool,
 }
@@ -193,7 +197,7 @@ impl Report {
     pub fn detail(&self) -> String {
         let time = vidette_protocol::ecs::rfc3339;
         let mut text = format!(
-            "reason={} since={} from={} to={} took_ms={} files={} changed={} unreadable={} hot_folders={} whole={}",
+            "reason={} since={} from={} to={} took_ms={} files={} changed={} unreadable={} hot_folders={} hot_files={} hot_changed={} whole={}",
             self.reason,
             time(self.since_unix_ns),
             time(self.from_unix_ns),
@@ -203,6 +207,8 @@ impl Report {
             self.changed,
             self.unreadable,
             self.hot_folders,
+            self.hot_files,
+            self.hot_changed,
             self.whole,
         );
         if !self.folder.is_empty() {
@@ -230,6 +236,7 @@ impl Rescans {
             stop,
             whole: Pace::default(),
             hot: Pace::default(),
+            hot_figures: Figures::default(),
             hot_folders: 0,
         };
         let thread = std::thread::Builder::new().name("rescan".into()).spawn(move || thread.run(&woken))?;
@@ -351,7 +358,8 @@ struct Thread {
     stop: Stop,
     whole: Pace,
     hot: Pace,
-    /// Looked at since the last whole run ended.
+    /// What was met in hot folders since the last whole run ended.
+    hot_figures: Figures,
     hot_folders: u64,
 }
 
@@ -393,11 +401,7 @@ impl Thread {
 
     fn work(&mut self, job: Job) {
         match job {
-            Job::Hot(folders, since_unix_ns) => {
-                // Their figures are those of the run that is owed.
-                let figures = Figures::default();
-                self.look_at_hot(&folders, since_unix_ns, &figures);
-            }
+            Job::Hot(folders, since_unix_ns) => self.look_at_hot(&folders, since_unix_ns),
             Job::Folder(folder) => {
                 let Some(run) = self.running() else { return };
                 let from = Moment::now();
@@ -413,9 +417,9 @@ impl Thread {
                 let Some(run) = self.running() else { return };
                 let from = Moment::now();
                 let walked = self.everywhere(wish.since_unix_ns, &run.figures);
-                run.figures.hot_folders.fetch_add(std::mem::take(&mut self.hot_folders), Ordering::Relaxed);
                 self.whole.ended(run.began.elapsed(), Instant::now());
                 self.ended(&run, String::new(), wish.since_unix_ns, from, walked);
+                (self.hot_figures, self.hot_folders) = Default::default();
             }
         }
     }
@@ -426,7 +430,7 @@ impl Thread {
             let (desk, out, stop) = (self.desk.clone(), self.out.clone(), self.stop.clone());
             let walk =
                 Walk { scope: &scope, since_unix_ns, new_name: false, figures, out: &out, stop: &stop };
-            let mut between = || self.look_at_hot_if_due(&desk, figures);
+            let mut between = || self.look_at_hot_if_due(&desk);
             if walk.path(root, true, &mut between) == Walked::CutShort {
                 return Walked::CutShort;
             }
@@ -435,7 +439,7 @@ impl Thread {
     }
 
     /// In the middle of a run: what was lost meanwhile, where it was lost.
-    fn look_at_hot_if_due(&mut self, desk: &Desk, figures: &Figures) {
+    fn look_at_hot_if_due(&mut self, desk: &Desk) {
         if !self.hot.is_due(Instant::now()) {
             return;
         }
@@ -443,14 +447,14 @@ impl Thread {
         let Some(wish) = state.wish.as_mut().filter(|wish| !wish.hot.is_empty()) else { return };
         let (folders, since_unix_ns) = (std::mem::take(&mut wish.hot), wish.since_unix_ns);
         drop(state);
-        self.look_at_hot(&folders, since_unix_ns, figures);
+        self.look_at_hot(&folders, since_unix_ns);
     }
 
-    fn look_at_hot(&mut self, folders: &[Vec<u8>], since_unix_ns: i64, figures: &Figures) {
+    fn look_at_hot(&mut self, folders: &[Vec<u8>], since_unix_ns: i64) {
         let began = Instant::now();
         for folder in folders.iter().filter(|folder| self.scope.covers(folder)) {
             // One that is gone took its files along.
-            let walk = self.walk(since_unix_ns, false, figures);
+            let walk = self.walk(since_unix_ns, false, &self.hot_figures);
             if walk.path(folder, false, &mut || {}) == Walked::CutShort {
                 break;
             }
@@ -469,6 +473,7 @@ impl Thread {
 
     fn ended(&self, run: &Run, folder: String, since_unix_ns: i64, from: Moment, walked: Walked) {
         let count = |figure: &std::sync::atomic::AtomicU64| figure.load(Ordering::Relaxed);
+        let folder_alone = !folder.is_empty();
         let report = Report {
             reason: run.reason.clone(),
             folder,
@@ -479,11 +484,13 @@ impl Thread {
             files: count(&run.figures.files),
             changed: count(&run.figures.changed),
             unreadable: count(&run.figures.unreadable),
-            hot_folders: count(&run.figures.hot_folders),
+            hot_folders: if folder_alone { 0 } else { self.hot_folders },
+            hot_files: if folder_alone { 0 } else { count(&self.hot_figures.files) },
+            hot_changed: if folder_alone { 0 } else { count(&self.hot_figures.changed) },
             whole: walked == Walked::Whole,
         };
         let whole = report.whole;
-        let _ = self.out.send(Told::Done(report)); // detection takes until this thread has ended
+        let _ = self.out.send(Told::Done(Box::new(report))); // detection takes until this thread has ended
         let mut state = self.desk.lock();
         state.running = None;
         state.cut_short |= !whole;
@@ -499,7 +506,7 @@ impl Run {
 
 impl From<Met> for Told {
     fn from(met: Met) -> Self {
-        Self::Met(met)
+        Self::Met(Box::new(met))
     }
 }
 
@@ -555,7 +562,7 @@ mod tests {
                     let name = file.path.rsplit(|byte| *byte == b'/').next().unwrap();
                     names.push(String::from_utf8_lossy(name).into_owned());
                 }
-                Told::Done(report) => return (names, report),
+                Told::Done(report) => return (names, *report),
             }
         }
     }
@@ -579,6 +586,7 @@ mod tests {
         assert_eq!(names.first().unwrap(), "f17");
         assert_eq!(names.len(), 31, "{names:?}");
         assert_eq!((report.files, report.changed, report.hot_folders, report.whole), (30, 30, 1, true));
+        assert_eq!((report.hot_files, report.hot_changed), (1, 1));
         assert!(
             report.detail().starts_with("reason=kernel-queue since=1970-01-01T00:00:00"),
             "{}",

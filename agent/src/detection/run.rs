@@ -288,8 +288,8 @@ impl Running {
             }
             Told::Done(report) => {
                 self.counters.rescans.one();
-                self.counters.rescan_files.add(report.files);
-                self.counters.rescan_changed.add(report.changed);
+                self.counters.rescan_files.add(report.files + report.hot_files);
+                self.counters.rescan_changed.add(report.changed + report.hot_changed);
                 let detail = report.detail();
                 tracing::info!(detail, "rescanned");
                 let event = events::rescanned(&self.host, report.whole, &detail);

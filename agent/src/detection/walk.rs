@@ -48,8 +48,6 @@ pub struct Figures {
     pub changed: AtomicU64,
     /// Folders and files that could not be opened, or lay too deep.
     pub unreadable: AtomicU64,
-    /// Folders that were looked at before others.
-    pub hot_folders: AtomicU64,
 }
 
 /// A file that changed.
@@ -283,7 +281,7 @@ mod tests {
             })
             .collect();
         names.sort();
-        let Figures { files, changed, unreadable, hot_folders: _ } = figures;
+        let Figures { files, changed, unreadable } = figures;
         (names, [files, changed, unreadable].map(AtomicU64::into_inner))
     }
 

@@ -23,6 +23,13 @@ static void file_in(const char *folder, const char *name, const char *text) {
     close(file);
 }
 
+static void tell(const char *path, const char *text) {
+    int file = open(path, O_WRONLY);
+    MUST(file);
+    put(file, text);
+    close(file);
+}
+
 /* A tmpfs that nobody else sees, on the folder that is named first. */
 int write_tmpfs(char **a) {
     alone();
@@ -43,13 +50,13 @@ int write_brief_tmpfs(char **a) {
 
 /* The same without any privilege: in a user namespace. */
 int write_user_tmpfs(char **a) {
-    char map[32];
-    snprintf(map, sizeof map, "0 %d 1", getuid());
+    char users[32], groups[32];
+    snprintf(users, sizeof users, "0 %d 1", getuid());
+    snprintf(groups, sizeof groups, "0 %d 1", getgid());
     MUST(unshare(CLONE_NEWUSER | CLONE_NEWNS));
-    int users = open("/proc/self/uid_map", O_WRONLY);
-    MUST(users);
-    put(users, map);
-    close(users);
+    tell("/proc/self/setgroups", "deny");
+    tell("/proc/self/uid_map", users);
+    tell("/proc/self/gid_map", groups);
     MUST(mount("tmpfs", a[0], "tmpfs", 0, NULL));
     file_in(a[0], "x", a[1]);
     held();

@@ -77,14 +77,12 @@ use Outcome::{Late, NotSeen, Seen};
 
 pub(crate) const ROWS: &[Row] = &[
     // ---- other calls than write(2)
-    row("written and closed", Seen, "to compare with", nothing, |at| at.evade(["write", &at.file("x"), &at.marker])),
-    row(
-        "written by `io_uring`",
-        Seen,
-        "the ring closes files like everybody",
-        nothing,
-        |at| at.evade(["io_uring", &at.file("x"), &at.marker]),
-    ),
+    row("written and closed", Seen, "to compare with", nothing, |at| {
+        at.evade(["write", &at.file("x"), &at.marker])
+    }),
+    row("written by `io_uring`", Seen, "the ring closes files like everybody", nothing, |at| {
+        at.evade(["io_uring", &at.file("x"), &at.marker])
+    }),
     row(
         "written by `sendfile`",
         Seen,
@@ -162,13 +160,9 @@ pub(crate) const ROWS: &[Row] = &[
         nothing,
         |at| at.evade(["xattr", &at.file("x"), &at.marker]),
     ),
-    row(
-        "put into the memory of another process",
-        NotSeen,
-        "there is no file",
-        nothing,
-        |at| at.evade(["memory", &at.marker]),
-    ),
+    row("put into the memory of another process", NotSeen, "there is no file", nothing, |at| {
+        at.evade(["memory", &at.marker])
+    }),
     row(
         "put straight on a block device",
         NotSeen,
@@ -184,20 +178,12 @@ pub(crate) const ROWS: &[Row] = &[
         nothing,
         |at| at.evade(["inherit", &at.file("x"), &at.marker]),
     ),
-    row(
-        "written through a descriptor sent over a socket",
-        Seen,
-        "the same",
-        nothing,
-        |at| at.evade(["pass", &at.file("x"), &at.marker]),
-    ),
-    row(
-        "the writer is killed before it closes",
-        Seen,
-        "the kernel closes for it",
-        nothing,
-        |at| at.evade(["killed", &at.file("x"), &at.marker]),
-    ),
+    row("written through a descriptor sent over a socket", Seen, "the same", nothing, |at| {
+        at.evade(["pass", &at.file("x"), &at.marker])
+    }),
+    row("the writer is killed before it closes", Seen, "the kernel closes for it", nothing, |at| {
+        at.evade(["killed", &at.file("x"), &at.marker])
+    }),
     row(
         "written by a process that calls itself `x) R 1 (⏎root`",
         Seen,
@@ -213,13 +199,9 @@ pub(crate) const ROWS: &[Row] = &[
         })
     }),
     // ---- other names
-    row(
-        "renamed while it is open",
-        Seen,
-        "the descriptor is scanned, under its last name",
-        nothing,
-        |at| at.evade(["rename_open", &at.file("x"), &at.file("y"), &at.marker]),
-    ),
+    row("renamed while it is open", Seen, "the descriptor is scanned, under its last name", nothing, |at| {
+        at.evade(["rename_open", &at.file("x"), &at.file("y"), &at.marker])
+    }),
     row(
         "unlinked before the first byte, run by descriptor",
         Seen,
@@ -227,13 +209,9 @@ pub(crate) const ROWS: &[Row] = &[
         nothing,
         |at| at.evade(["unlinked", &at.file("x"), &at.program_text()]),
     ),
-    row(
-        "written in a `chroot`",
-        Seen,
-        "under the host's path",
-        nothing,
-        |at| at.evade(["chroot", &text(&at.folder), &at.marker]),
-    ),
+    row("written in a `chroot`", Seen, "under the host's path", nothing, |at| {
+        at.evade(["chroot", &text(&at.folder), &at.marker])
+    }),
     row(
         "moved in from a place that is not watched",
         Seen,
@@ -297,24 +275,28 @@ pub(crate) const ROWS: &[Row] = &[
         nothing,
         |at| at.evade(["tmpfs", &text(&at.folder), &at.marker]),
     ),
-    row(
-        "the same in a user namespace, without privilege",
-        Late,
-        "the same",
-        nothing,
-        |at| at.evade(["user_tmpfs", &text(&at.folder), &at.marker]),
-    ),
-    row(
-        "the same, and gone within a moment",
-        NotSeen,
-        "it ended before anybody looked",
-        nothing,
-        |at| at.evade(["brief_tmpfs", &text(&at.folder), &at.marker]),
-    ),
+    row("the same in a user namespace, without privilege", Late, "the same", nothing, |at| {
+        at.evade(["user_tmpfs", &text(&at.folder), &at.marker])
+    }),
+    row("the same, and gone within a moment", NotSeen, "it ended before anybody looked", nothing, |at| {
+        at.evade(["brief_tmpfs", &text(&at.folder), &at.marker])
+    }),
     // ---- other ways to run what lay there already
     row("`./program`", Seen, "to compare with", |at| at.program("x"), |at| at.run(&at.file("x"), ["true"])),
-    row("`./script`", Seen, "the script, not only its interpreter", |at| at.script("x", "#!/bin/sh\n"), |at| at.run(&at.file("x"), NONE)),
-    row("`./script` of another language (`#!` perl)", Seen, "the same", |at| at.script("x", "#!/usr/bin/perl\n"), |at| at.run(&at.file("x"), NONE)),
+    row(
+        "`./script`",
+        Seen,
+        "the script, not only its interpreter",
+        |at| at.script("x", "#!/bin/sh\n"),
+        |at| at.run(&at.file("x"), NONE),
+    ),
+    row(
+        "`./script` of another language (`#!` perl)",
+        Seen,
+        "the same",
+        |at| at.script("x", "#!/usr/bin/perl\n"),
+        |at| at.run(&at.file("x"), NONE),
+    ),
     row(
         "`sh script`: the content",
         NotSeen,
@@ -333,9 +315,13 @@ pub(crate) const ROWS: &[Row] = &[
         |at| at.run(&at.file("sh"), [at.file("x")]),
     )
     .told(|at, events| at.ran(events, "sh", &at.file("x"))),
-    row("`sh < script`, `sh -c`, a script from a FIFO", NotSeen, "nothing is run but `sh`", |at| at.script("x", ""), |at| {
-        at.shell("mkfifo fifo; cat x > fifo & sh fifo; sh < x; sh -c \"$(cat x)\"")
-    }),
+    row(
+        "`sh < script`, `sh -c`, a script from a FIFO",
+        NotSeen,
+        "nothing is run but `sh`",
+        |at| at.script("x", ""),
+        |at| at.shell("mkfifo fifo; cat x > fifo & sh fifo; sh < x; sh -c \"$(cat x)\""),
+    ),
     row(
         "`ld.so ./program`: the content",
         NotSeen,
@@ -365,12 +351,20 @@ pub(crate) const ROWS: &[Row] = &[
         },
         |at| at.evade(["preload", &at.file("x"), &text(&at.evade)]),
     ),
-    row("run by descriptor (`fexecve`)", Seen, "the kernel hands over the file", |at| at.program("x"), |at| {
-        at.evade(["fexecve", &at.file("x")])
-    }),
-    row("unlinked right before it is run", Seen, "the same, and it says that it has no name", |at| at.program("x"), |at| {
-        at.evade(["deleted", &at.file("x")])
-    }),
+    row(
+        "run by descriptor (`fexecve`)",
+        Seen,
+        "the kernel hands over the file",
+        |at| at.program("x"),
+        |at| at.evade(["fexecve", &at.file("x")]),
+    ),
+    row(
+        "unlinked right before it is run",
+        Seen,
+        "the same, and it says that it has no name",
+        |at| at.program("x"),
+        |at| at.evade(["deleted", &at.file("x")]),
+    ),
     row(
         "run from a memfd",
         Seen,
@@ -394,7 +388,9 @@ pub(crate) const ROWS: &[Row] = &[
         |at| at.shell("\"$evade\" refused \"$PWD/x\" && \"$evade\" refused \"$PWD/y\""),
     )
     .told(|at, events| {
-        events.iter().any(|event| [at.file("x"), at.file("y")].iter().any(|path| event["process.executable"] == path.as_str()))
+        events.iter().any(|event| {
+            [at.file("x"), at.file("y")].iter().any(|path| event["process.executable"] == path.as_str())
+        })
     }),
     row(
         "a set-user-id program",
@@ -421,9 +417,7 @@ pub(crate) const ROWS: &[Row] = &[
             command
         },
     )
-    .told(|at, events| {
-        at.runs(events, "x").iter().any(|event| event["process.args"][0] == "[kworker/0:1]")
-    }),
+    .told(|at, events| at.runs(events, "x").iter().any(|event| event["process.args"][0] == "[kworker/0:1]")),
     row(
         "arguments and name rewritten after the start",
         Seen,
@@ -523,15 +517,22 @@ impl Place {
     /// What was told of runs of a program in the folder.
     fn runs<'a>(&self, events: &[&'a Value], name: &str) -> Vec<&'a Value> {
         let path = self.file(name);
-        let is = |event: &&&Value| event["event.dataset"] == "vidette.process" && event["event.type"][0] == "start";
-        events.iter().filter(is).filter(|event| event["process.executable"] == path.as_str()).copied().collect()
+        let is = |event: &&&Value| {
+            event["event.dataset"] == "vidette.process" && event["event.type"][0] == "start"
+        };
+        events
+            .iter()
+            .filter(is)
+            .filter(|event| event["process.executable"] == path.as_str())
+            .copied()
+            .collect()
     }
 
     /// Whether `name` ran with `argument`.
     fn ran(&self, events: &[&Value], name: &str, argument: &str) -> bool {
-        self.runs(events, name)
-            .iter()
-            .any(|event| event["process.args"].as_array().is_some_and(|all| all.iter().any(|one| one == argument)))
+        self.runs(events, name).iter().any(|event| {
+            event["process.args"].as_array().is_some_and(|all| all.iter().any(|one| one == argument))
+        })
     }
 }
 

@@ -121,7 +121,7 @@ impl Ground {
         shell(
             &self.stock,
             &format!(
-                "cp -r project '{0}/project' && cp \"$(command -v true)\" '{0}/true'",
+                "cp -r project '{0}/project' && cp /bin/true '{0}/true'",
                 self.watched.display()
             ),
         )

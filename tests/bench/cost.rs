@@ -11,6 +11,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use std::collections::BTreeMap;
 use std::path::Path;
+use vidette_agent::stop::{self, Stop};
 use watchers::{Kind, Usage, Watcher};
 use workloads::{Ground, Work};
 
@@ -56,12 +57,15 @@ fn main() -> anyhow::Result<()> {
     let kinds = possible(&args.without);
     let mut order = StdRng::seed_from_u64(args.seed);
     let mut samples = Samples::new();
+    // So that an interrupted run leaves no audit rules behind.
+    let (stopper, stop) = stop::channel();
+    stop::on_signal(stopper)?;
     for round in 0..args.rounds {
         let mut turns = kinds.clone();
         turns.shuffle(&mut order);
         for kind in turns {
             eprintln!("round {} of {}: {}", round + 1, args.rounds, kind.name());
-            turn(kind, folder.path(), &ground, &mut samples)?;
+            turn(kind, folder.path(), &ground, &stop, &mut samples)?;
         }
     }
     print(&args, &kinds, &ground, &samples)
@@ -83,10 +87,17 @@ fn possible(without: &[String]) -> Vec<Kind> {
 }
 
 /// Starts a watcher, does all the work beside it, and stops it.
-fn turn(kind: Kind, folder: &Path, ground: &Ground, samples: &mut Samples) -> anyhow::Result<()> {
+fn turn(
+    kind: Kind,
+    folder: &Path,
+    ground: &Ground,
+    stop: &Stop,
+    samples: &mut Samples,
+) -> anyhow::Result<()> {
     ground.reset()?;
     let mut watcher = Watcher::start(kind, folder, ground.watched())?;
     for work in Work::ALL {
+        ensure!(!stop.is_set(), "interrupted");
         watcher.rest()?;
         let before = watcher.usage()?;
         let done = ground.run(work)?;

@@ -120,10 +120,7 @@ impl Ground {
         fs::create_dir(&self.watched)?;
         shell(
             &self.stock,
-            &format!(
-                "cp -r project '{0}/project' && cp /bin/true '{0}/true'",
-                self.watched.display()
-            ),
+            &format!("cp -r project '{0}/project' && cp /bin/true '{0}/true'", self.watched.display()),
         )
     }
 

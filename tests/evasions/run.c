@@ -67,12 +67,14 @@ static pid_t child_with_pid(pid_t pid) {
     return (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
 }
 
-/* Two programs, one after the other, with the same process id. */
+/* Two programs, one after the other, with the same process id. A kernel that gives ids in turn needs longer than this
+ * for a whole turn; within one clock tick (10 ms) `/proc` could not tell the two apart either. */
 int run_same_pid(char **a) {
     pid_t first = fork();
     MUST(first);
     if (first == 0) { execl(a[0], a[0], NULL); exit(1); }
     MUST(waitpid(first, NULL, 0));
+    usleep(50000);
     pid_t second = -1;
     for (int tries = 0; second < 0 && tries < 100; tries++) {
         second = child_with_pid(first);

@@ -450,7 +450,7 @@ pub(crate) const ROWS: &[Row] = &[
     row(
         "two programs with the same process id, one after the other",
         Seen,
-        "a process is (boot, pid, start): two entities, each with its own executable",
+        "a process is (boot, pid, start): two entities, each with its own executable; starts are told apart by clock ticks of 10 ms",
         |at| {
             at.program("x");
             at.program("y");

@@ -4,6 +4,7 @@
 mod bad_input;
 mod crash;
 mod delivery;
+mod evasion;
 mod hostile_names;
 mod names_end_to_end;
 mod rules;

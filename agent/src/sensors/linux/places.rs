@@ -230,9 +230,13 @@ impl Places {
             return Side::Plain;
         }
         let table = self.table.clone();
-        let Some(entry) = table.mounts.get(&stat.mount) else {
+        let Some(entry) = table.entry(stat) else {
             return self.settle_unknown(file, stat, &table);
         };
+        // Unmounted already: the kernel's name begins at its root.
+        if !is_under(&file.path, &entry.point) && table.primary_of(entry).is_none() {
+            file.path = join(&entry.point, &file.path);
+        }
         let side = match below(&file.path, &entry.point) {
             Some(rest) if entry.overlay => Side::Overlay(join(&entry.root, rest)),
             Some(_) | None => Side::Plain,

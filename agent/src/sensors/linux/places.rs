@@ -67,6 +67,8 @@ pub(crate) struct Stat {
     pub(crate) size: u64,
     /// Seconds, nanoseconds.
     pub(crate) changed: (i64, u32),
+    /// The same, of its making; nothing where the file system does not say.
+    pub(crate) born: (i64, u32),
 }
 
 /// Which half of the pair of events an overlay may make of one write (see `twins`), with the name within it.
@@ -176,7 +178,12 @@ pub(crate) fn regular(file: impl AsFd) -> Option<Stat> {
 
 fn stat(file: impl AsFd) -> rustix::io::Result<(Stat, FileType)> {
     let empty = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let found = rustix::fs::statx(file, c"", empty, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)?;
+    let found = rustix::fs::statx(
+        file,
+        c"",
+        empty,
+        StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID,
+    )?;
     let told = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::MNT_ID);
     let stat = Stat {
         device: rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor),
@@ -185,6 +192,7 @@ fn stat(file: impl AsFd) -> rustix::io::Result<(Stat, FileType)> {
         links: found.stx_nlink,
         size: found.stx_size,
         changed: (found.stx_ctime.tv_sec, found.stx_ctime.tv_nsec),
+        born: (found.stx_btime.tv_sec, found.stx_btime.tv_nsec),
     };
     Ok((stat, FileType::from_raw_mode(found.stx_mode.into())))
 }
@@ -222,9 +230,13 @@ impl Places {
             return Side::Plain;
         }
         let table = self.table.clone();
-        let Some(entry) = table.mounts.get(&stat.mount) else {
+        let Some(entry) = table.entry(stat) else {
             return self.settle_unknown(file, stat, &table);
         };
+        // Unmounted already: the kernel's name begins at its root.
+        if !is_under(&file.path, &entry.point) && table.primary_of(entry).is_none() {
+            file.path = join(&entry.point, &file.path);
+        }
         let side = match below(&file.path, &entry.point) {
             Some(rest) if entry.overlay => Side::Overlay(join(&entry.root, rest)),
             Some(_) | None => Side::Plain,
@@ -239,7 +251,10 @@ impl Places {
             }
             Some(host) => Some(host),
             None if entry.overlay => match &side {
-                Side::Overlay(inner) => through_layers(entry, inner, stat),
+                // What is only likely hides nothing.
+                Side::Overlay(inner) => {
+                    through_layers(entry, inner, stat).filter(|likely| !self.excludes(likely))
+                }
                 Side::Plain | Side::Layer(_) => None,
             },
             None => None,
@@ -254,7 +269,13 @@ impl Places {
         let inner = file.path.clone();
         // One of several names of the file may be found: only one that ends like the one we know is believed.
         let host = self.by_handle(file, stat.device, table);
-        rename(file, host.filter(|host| stat.links == 1 || host.ends_with(&inner)));
+        let host = host.filter(|host| stat.links == 1 || host.ends_with(&inner));
+        let nameless = !file.deleted && inner.ends_with(DELETED);
+        rename(file, host);
+        if nameless && file.container_path != file.path {
+            // The kernel's own copy from a lower layer, made without a name and then given one.
+            file.container_path.clear();
+        }
         if table.overlays.contains(&stat.device) { Side::Overlay(inner) } else { Side::Layer(inner) }
     }
 
@@ -325,16 +346,15 @@ fn through_layers(entry: &Entry, inner: &[u8], stat_above: &Stat) -> Option<Vec<
     entry.layers.iter().filter(|layer| layer.starts_with(b"/")).map(|layer| join(layer, inner)).find(|path| {
         open_cached(CWD, path, OFlags::PATH, ResolveFlags::empty())
             .and_then(stat)
-            .is_ok_and(|(below, _)| is_same_content(stat_above, &below))
+            .is_ok_and(|(below, _)| below.inode == stat_above.inode && is_same_content(stat_above, &below))
     })
 }
 
-/// Whether a file of an overlay is that file of a layer. Inodes are the layer's, but for the highest bits, where
-/// an overlay of several file systems may note which of them it is (`xino`).
+/// Whether a file of an overlay can be that file of a layer. The inode does not tell: one that was copied up keeps
+/// the number it had below, and an overlay of several file systems may note in it which of them it is (`xino`).
 #[must_use]
 pub(crate) fn is_same_content(above: &Stat, below: &Stat) -> bool {
-    let low = |stat: &Stat| stat.inode & u64::from(u32::MAX);
-    low(above) == low(below) && above.size == below.size && above.changed == below.changed
+    (above.size, above.changed, above.born) == (below.size, below.changed, below.born)
 }
 
 /// What `/proc` calls an open file.
@@ -369,7 +389,8 @@ mod tests {
         let mut ids: Vec<u32> = next.mounts.keys().copied().collect();
         ids.sort_unstable();
         assert_eq!(ids, [1, 3, 71, 72]);
-        let stat = |device| Stat { device, inode: 1, mount: 71, links: 1, size: 1, changed: (1, 1) };
+        let stat =
+            |device| Stat { device, inode: 1, mount: 71, links: 1, size: 1, changed: (1, 1), born: (0, 1) };
         assert!(next.entry(&stat(rustix::fs::makedev(0, 5))).is_some());
         assert!(next.entry(&stat(rustix::fs::makedev(8, 1))).is_none());
         let later = Table::new([].into_iter(), [].into_iter(), &next, now + GONE_KEPT);
@@ -397,10 +418,11 @@ mod tests {
     }
 
     #[test]
-    fn the_inode_of_an_overlay_may_carry_its_file_system() {
-        let stat = |inode, size| Stat { device: 1, inode, mount: 1, links: 1, size, changed: (1, 2) };
-        assert!(is_same_content(&stat(1 << 62 | 7, 3), &stat(7, 3)));
+    fn a_copied_up_file_keeps_its_lower_inode() {
+        let stat =
+            |inode, size| Stat { device: 1, inode, mount: 1, links: 1, size, changed: (1, 2), born: (0, 1) };
+        assert!(is_same_content(&stat(8, 3), &stat(7, 3)));
         assert!(!is_same_content(&stat(7, 3), &stat(7, 4)));
-        assert!(!is_same_content(&stat(8, 3), &stat(7, 3)));
+        assert!(!is_same_content(&stat(7, 3), &Stat { born: (0, 2), ..stat(7, 3) }));
     }
 }

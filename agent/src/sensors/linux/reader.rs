@@ -287,7 +287,10 @@ impl Reader {
         self.parts.places.begin_turn();
         self.follow_processes(now);
         let looks = events.into_iter().filter_map(|event| self.look(event, now)).collect();
-        let (looks, duplicates) = self.twins.merge(looks, Instant::now());
+        let (looks, duplicates) = {
+            let paths = self.parts.outlet.paths();
+            self.twins.merge(looks, Instant::now(), |file| paths.cover_file(file))
+        };
         (0..duplicates).for_each(|_| self.parts.outlet.duplicate());
         let batch: Vec<Seen> = looks.into_iter().filter_map(|look| self.admit(look, now)).collect();
         let outcomes = match self.parts.connector {

@@ -37,6 +37,8 @@ struct Told {
     mask: u64,
     stat: Stat,
     side: Side,
+    /// By the name it had it is watched, so somebody was told.
+    covered: bool,
     at: Instant,
 }
 
@@ -47,8 +49,14 @@ pub(crate) struct Twins {
 }
 
 impl Twins {
-    /// The batch with each pair made one, and how many were left out.
-    pub(crate) fn merge(&mut self, batch: Vec<Look>, now: Instant) -> (Vec<Look>, usize) {
+    /// The batch with each pair made one, and how many were left out. The half that comes a batch later is left out
+    /// only if the first was watched by the name that it had alone.
+    pub(crate) fn merge(
+        &mut self,
+        batch: Vec<Look>,
+        now: Instant,
+        covers: impl Fn(&OpenFile) -> bool,
+    ) -> (Vec<Look>, usize) {
         while self.waiting.front().is_some_and(|told| now.duration_since(told.at) > TWIN_WAIT) {
             self.waiting.pop_front();
         }
@@ -61,7 +69,9 @@ impl Twins {
             }
             let twin = self.waiting.iter().position(|told| is_twin(told, &look));
             let Some(told) = twin.and_then(|twin| self.waiting.remove(twin)) else {
-                self.remember(&look, now);
+                let file = look.written.as_ref().or(look.run.as_ref().map(|program| &program.file));
+                let covered = file.is_some_and(&covers);
+                self.remember(&look, covered, now);
                 kept.push(look);
                 continue;
             };
@@ -71,18 +81,20 @@ impl Twins {
                     && first.stat == told.stat
             }) {
                 combine(first, look);
+            } else if !told.covered {
+                kept.push(look);
             }
         }
         let left_out = before - kept.len();
         (kept, left_out)
     }
 
-    fn remember(&mut self, look: &Look, at: Instant) {
+    fn remember(&mut self, look: &Look, covered: bool, at: Instant) {
         if self.waiting.len() >= WAITING_MAX {
             self.waiting.pop_front();
         }
         let (stat, side) = (look.stat.clone(), look.side.clone());
-        self.waiting.push_back(Told { pid: look.pid, mask: look.mask, stat, side, at });
+        self.waiting.push_back(Told { pid: look.pid, mask: look.mask, stat, side, covered, at });
     }
 }
 
@@ -140,7 +152,7 @@ mod tests {
             deleted: false,
             container_path: other.as_bytes().to_vec(),
         };
-        let stat = Stat { device, inode: 5, mount: 9, links: 1, size: 1, changed: (1, 1) };
+        let stat = Stat { device, inode: 5, mount: 9, links: 1, size: 1, changed: (1, 1), born: (0, 1) };
         Look { pid: 7, pidfd: None, reaped: false, mask: 8, written: Some(file), run: None, stat, side }
     }
 
@@ -163,17 +175,23 @@ mod tests {
     fn twins_become_one_in_any_order_within_a_batch_and_across() {
         let expected = [("/up/x".to_owned(), "/x".to_owned())];
         for (first, second) in [(above("/x"), below("/x")), (below("/x"), above("/x"))] {
-            let (kept, left_out) = Twins::default().merge(vec![first, second], Instant::now());
+            let (kept, left_out) = Twins::default().merge(vec![first, second], Instant::now(), |_| true);
             assert_eq!((names(&kept), left_out), (expected.to_vec(), 1));
             assert_eq!(kept[0].stat.device, 8);
         }
         let mut twins = Twins::default();
         let now = Instant::now();
-        assert_eq!(twins.merge(vec![above("/x")], now).1, 0);
-        let (kept, left_out) = twins.merge(vec![below("/x")], now);
+        assert_eq!(twins.merge(vec![above("/x")], now, |_| true).1, 0);
+        let (kept, left_out) = twins.merge(vec![below("/x")], now, |_| true);
         assert_eq!((kept.len(), left_out), (0, 1));
+        let mut twins = Twins::default();
+        assert_eq!(twins.merge(vec![above("/x")], now, |_| false).1, 0);
+        assert_eq!(twins.merge(vec![below("/x")], now, |_| true).1, 0, "nobody was told of the first");
+        let mut twins = Twins::default();
+        twins.merge(vec![above("/x")], now, |_| true);
+        twins.merge(vec![below("/x")], now, |_| true);
         // Each twin is left out for one that was told, never for another that was left out.
-        assert_eq!(twins.merge(vec![below("/x")], now).1, 0);
+        assert_eq!(twins.merge(vec![below("/x")], now, |_| true).1, 0);
     }
 
     #[test]
@@ -184,14 +202,14 @@ mod tests {
         let mut somebody_else = below("/x");
         somebody_else.pid = 8;
         for other in [changed, somebody_else, below("/y"), above("/x"), look(Side::Plain, "/x", "", 8)] {
-            let (kept, left_out) = Twins::default().merge(vec![above("/x"), other], now);
+            let (kept, left_out) = Twins::default().merge(vec![above("/x"), other], now, |_| true);
             assert_eq!((kept.len(), left_out), (2, 0), "{kept:?}");
         }
         let mut twins = Twins::default();
-        twins.merge(vec![above("/x")], now);
-        assert_eq!(twins.merge(vec![below("/x")], now + TWIN_WAIT * 2).1, 0);
+        twins.merge(vec![above("/x")], now, |_| true);
+        assert_eq!(twins.merge(vec![below("/x")], now + TWIN_WAIT * 2, |_| true).1, 0);
         for _ in 0..WAITING_MAX + 9 {
-            twins.merge(vec![above("/z")], now);
+            twins.merge(vec![above("/z")], now, |_| true);
         }
         assert_eq!(twins.waiting.len(), WAITING_MAX);
     }

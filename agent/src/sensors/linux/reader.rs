@@ -44,6 +44,11 @@ const COUNT_WAIT: Duration = Duration::from_secs(1);
 /// The group for names, and where its file systems are.
 pub(crate) type NameParts = (Arc<NameGroup>, Arc<Marks>);
 
+/// Changes of names that wait for the join. Each may hold a descriptor.
+const UNATTRIBUTED_MAX: usize = 256;
+/// Turns that they wait: longer than the join itself does.
+const UNATTRIBUTED_TURNS_MAX: u32 = 32;
+
 /// What the thread is given.
 #[derive(Debug)]
 pub(crate) struct Parts {
@@ -66,6 +71,7 @@ struct Reader {
     names: Option<Names>,
     names_empty: Moment,
     names_failed: bool,
+    unattributed: Vec<Unattributed>,
     joiner: Joiner,
     users: Users,
     sequences: Sequences,
@@ -80,6 +86,13 @@ struct Reader {
     retry_at: Instant,
     backoff: Duration,
     files_failed: bool,
+}
+
+/// A change of a name by somebody who has just run a program, when it is not known yet which.
+struct Unattributed {
+    pid: u32,
+    observation: Observation,
+    turns: u32,
 }
 
 /// Until `stop` becomes readable.
@@ -141,6 +154,7 @@ impl Reader {
             names,
             names_empty: now,
             names_failed: false,
+            unattributed: Vec::new(),
             joiner: Joiner::new(ProcessTable::new(Host::read().boot_id)),
             users: Users::new("/etc/passwd".into()),
             sequences: Sequences::default(),
@@ -167,7 +181,7 @@ impl Reader {
     }
 
     fn pause(&self) -> Duration {
-        if self.joiner.is_waiting() {
+        if self.joiner.is_waiting() || !self.unattributed.is_empty() {
             Duration::ZERO
         } else if self.parts.outlet.is_waiting()
             || self.files_failed
@@ -182,8 +196,9 @@ impl Reader {
 
     fn turn(&mut self, epoll: &OwnedFd) {
         let now = Moment::now();
-        let (events, emptied) = self.read_files(now);
+        // Names first: the program that changed one was opened before, so it is in a batch of files by then.
         let named = self.read_names(now);
+        let (events, emptied) = self.read_files(now);
         self.follow_processes(now);
         let batch: Vec<Seen> = events.into_iter().filter_map(|event| self.look(event, now)).collect();
         let outcomes = match self.parts.connector {
@@ -193,6 +208,7 @@ impl Reader {
         for outcome in outcomes {
             self.hand_on(outcome);
         }
+        self.attribute_names(now);
         if let Some(batch) = named {
             self.follow_names(batch, now);
         }
@@ -260,17 +276,23 @@ impl Reader {
         }
     }
 
-    fn follow_names(&mut self, batch: NameBatch, now: Moment) {
+    fn follow_names(&mut self, mut batch: NameBatch, now: Moment) {
         let Some(mut names) = self.names.take() else { return };
+        batch.close_pidfds(|pid| self.joiner.table.knows(pid));
         let mut overflowed = false;
         let with_pidfd = names.group().pidfd;
+        let mut last = (0, false); // whoever does one thing to names mostly does many
         for event in batch.events() {
+            if event.pid != last.0 {
+                let own = event.pid == self.own_pid || self.parent(event.pid) == self.own_pid;
+                last = (event.pid, own);
+            }
             if event.mask & fanotify::QUEUE_OVERFLOW != 0 {
                 overflowed = true;
                 names.forget();
                 let detail = "the kernel's queue of name events was full";
                 self.parts.outlet.lost(GapReason::KernelQueue, None, self.names_empty, now, detail);
-            } else if event.pid == self.own_pid || self.parent(event.pid) == self.own_pid {
+            } else if last.1 {
                 names.follow_own(&event);
                 self.parts.outlet.own();
             } else {
@@ -298,7 +320,7 @@ impl Reader {
     }
 
     fn name_changed(&mut self, change: Change, pidfd: Option<&OwnedFd>, with_pidfd: bool, now: Moment) {
-        let (pid, mut observation) = match change {
+        let (pid, observation) = match change {
             Change::Unwatched => return self.parts.outlet.unwatched(),
             Change::Duplicate => return self.parts.outlet.duplicate(),
             Change::Refused(errno) => {
@@ -306,10 +328,31 @@ impl Reader {
             }
             Change::Observed(pid, observation) => (pid, *observation),
         };
+        self.ask(pid, pidfd, with_pidfd);
+        let waits = self.joiner.table.unsettled(pid) > 0;
+        if waits && self.unattributed.len() < UNATTRIBUTED_MAX {
+            self.unattributed.push(Unattributed { pid, observation, turns: 0 });
+        } else {
+            self.pass_name(pid, observation, now);
+        }
+    }
+
+    /// Hands on what waited until it was known which program its process runs.
+    fn attribute_names(&mut self, now: Moment) {
+        for mut waiting in std::mem::take(&mut self.unattributed) {
+            waiting.turns += 1;
+            if self.joiner.table.unsettled(waiting.pid) > 0 && waiting.turns < UNATTRIBUTED_TURNS_MAX {
+                self.unattributed.push(waiting);
+            } else {
+                self.pass_name(waiting.pid, waiting.observation, now);
+            }
+        }
+    }
+
+    fn pass_name(&mut self, pid: u32, mut observation: Observation, now: Moment) {
         if let Observation::FileWritten { process, .. } | Observation::NameChanged { process, .. } =
             &mut observation
         {
-            self.ask(pid, pidfd, with_pidfd);
             *process = self.joiner.table.describe(pid, crate::sensors::processes::Which::Settled);
             *process = process.take().map(|process| self.with_user(process));
         }

@@ -167,6 +167,16 @@ impl NameBatch {
         })
     }
 
+    /// Closes the pidfds of processes that need no looking up.
+    pub fn close_pidfds(&mut self, is_known: impl Fn(u32) -> bool) {
+        for (at, pidfd) in &mut self.starts {
+            let record = self.bytes.get(*at..).and_then(records::parse);
+            if record.is_none_or(|(record, _)| is_known(u32::try_from(record.pid).unwrap_or(0))) {
+                *pidfd = None;
+            }
+        }
+    }
+
     /// The buffer, to be used again.
     #[must_use]
     pub fn into_buffer(self) -> Vec<u8> {

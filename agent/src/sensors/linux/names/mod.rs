@@ -612,7 +612,7 @@ mod tests {
     }
 
     #[test]
-    fn every_step_of_the_ladder_tells_the_same() {
+    fn every_step_of_the_ladder_tells_of_the_same_files() {
         let act = |base: &Path| {
             std::fs::create_dir(base.join("d")).unwrap();
             std::fs::write(base.join("d/a"), "1").unwrap();
@@ -633,13 +633,19 @@ mod tests {
         ];
         let best = told(0, act);
         assert_eq!(best, expected);
-        // Older kernels name no object: where the link was is no folder any more when it is looked at.
+        // Older kernels name no object and merge the halves of renames that wait: every file is told and scanned,
+        // but a folder that was not looked at in between may have only its present path.
         for step in 1..3 {
             let told = told(step, act);
-            for line in
-                ["Rename /b /d/a 1", "Renamed folder /e /d", "Rename /e/y /e/x 2", "Deleted file /e/z "]
-            {
-                assert!(told.iter().any(|one| one == line), "step {step}: {line} is missing in {told:#?}");
+            for (begin, end) in [
+                ("Rename /b ", " 1"),
+                ("Link ", "/l  1"),
+                ("Renamed folder /e ", ""),
+                ("Rename /e/y /e/x", " 2"),
+                ("Deleted file /e/z", ""),
+            ] {
+                let is_told = told.iter().any(|one| one.starts_with(begin) && one.ends_with(end));
+                assert!(is_told, "step {step}: {begin}{end} is missing in {told:#?}");
             }
         }
     }

@@ -91,7 +91,7 @@ impl Run {
             network_filesystems: false,
             realtime: true,
             self_test: None,
-            canary_folder: None,
+            canary: None,
         };
         let counters = Arc::new(Counters::default());
         let (out, observations) = crossbeam_channel::bounded(OBSERVATIONS_QUEUE_MAX);

@@ -65,7 +65,7 @@ impl Run {
             network_filesystems: false,
             realtime: true,
             self_test: None,
-            canary_folder: None,
+            canary: None,
         };
         let counters = Arc::new(Counters::default());
         let (out, observations) = crossbeam_channel::bounded(OBSERVATIONS_QUEUE_MAX);
@@ -358,7 +358,6 @@ fn what_happens_below_a_folder_that_moved_has_its_new_path() {
     assert_eq!(run.scan("a/b/g", Trigger::Rename).old_path, run.path("a/b/f"));
     let moved = run.named("z", FileAction::Renamed);
     assert_eq!((moved.folder, moved.old_path), (true, run.path("a")));
-    run.scan("z/b/f", Trigger::CloseWrite);
     assert_eq!(run.scan("z/b/h", Trigger::Rename).old_path, run.path("z/b/f"));
     run.end();
 }
@@ -422,10 +421,13 @@ fn a_tmpfs_is_followed_and_can_be_unmounted() {
     run.shell("mkdir -p 'm nt/d/e'; echo x > 'm nt/d/e/f'; ln 'm nt/d/e/f' 'm nt/l'; rm -r 'm nt/d'; true");
     assert_eq!(content(&run.scan("m nt/l", Trigger::Link).file), b"x\n");
     run.named("m nt/d/e/f", FileAction::Deleted);
-    // Nothing of the agent holds it once the observations are dropped.
+    // Nothing of the agent holds it once the observations are dropped. Sensors of other tests may, for a moment.
     while run.observations.recv_timeout(Duration::from_millis(300)).is_ok() {}
-    let unmounted = Command::new("umount").arg(&point).status().unwrap();
-    assert!(unmounted.success(), "busy");
+    let end = Instant::now() + WAIT;
+    while !Command::new("umount").arg(&point).stderr(Stdio::null()).status().unwrap().success() {
+        assert!(Instant::now() < end, "busy");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     drop(guard);
     run.end();
 }

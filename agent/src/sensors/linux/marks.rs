@@ -137,7 +137,15 @@ mod tests {
         fanotify ino:3 sdev:1a mflags:0 mask:8 ignored_mask:0 fhandle-bytes:8\n";
 
     fn mount(id: u32, device: (u32, u32)) -> Mount {
-        Mount { id, device, parent: 0, root: b"/".to_vec(), point: b"/".to_vec(), kind: b"ext4".to_vec(), layers: Vec::new() }
+        Mount {
+            id,
+            device,
+            parent: 0,
+            root: b"/".to_vec(),
+            point: b"/".to_vec(),
+            kind: b"ext4".to_vec(),
+            layers: Vec::new(),
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::twins::{Look, Twins};
 use super::urgency::{Change, Urgency};
 use crate::host::{Host, Moment};
 use crate::sensors::outlet::Outlet;
-use crate::sensors::processes::{Facts, Holder, ProcessTable, Standing, Which, Window};
+use crate::sensors::processes::{Facts, Holder, ProcessTable, Standing, Which, Who, Window};
 use crate::sensors::users::Users;
 use crate::sensors::{Level, Observation};
 use crate::sys::connector::{Connector, What};
@@ -57,6 +57,10 @@ pub(crate) type NameParts = (Arc<NameGroup>, Arc<Marks>);
 /// On a file system that was found late, what changed up to so long before is looked at: clocks are coarse, and
 /// when it was mounted is known only to the last look. Nanoseconds.
 const BEFORE_MARK_NS: i64 = 60_000_000_000;
+/// Changes of names that wait for the join. Each may hold a descriptor.
+const UNATTRIBUTED_MAX: usize = 256;
+/// Turns that they wait: longer than the join itself does.
+const UNATTRIBUTED_TURNS_MAX: u32 = 32;
 
 /// What the thread is given.
 #[derive(Debug)]
@@ -87,6 +91,7 @@ struct Reader {
     /// What is read next of names was queued after this. CLOCK_BOOTTIME, nanoseconds.
     names_since_ns: u64,
     names_failed: bool,
+    unattributed: Vec<Unattributed>,
     joiner: Joiner,
     users: Users,
     twins: Twins,
@@ -105,6 +110,13 @@ struct Reader {
     backoff: Duration,
     files_failed: Option<Instant>,
     deaf_since: Option<Moment>,
+}
+
+/// A change of a name by somebody who has just run a program, when it is not known yet which.
+struct Unattributed {
+    who: Option<Who>,
+    observation: Observation,
+    turns: u32,
 }
 
 /// Until `stop` becomes readable.
@@ -184,6 +196,7 @@ impl Reader {
             names_empty: now,
             names_since_ns: 0,
             names_failed: false,
+            unattributed: Vec::new(),
             joiner: Joiner::new(ProcessTable::new(Host::read().boot_id)),
             users: Users::new("/etc/passwd".into()),
             twins: Twins::default(),
@@ -261,7 +274,7 @@ impl Reader {
     }
 
     fn pause(&self) -> Duration {
-        if self.joiner.is_waiting() {
+        if self.joiner.is_waiting() || !self.unattributed.is_empty() {
             Duration::ZERO
         } else if self.parts.outlet.is_waiting()
             || self.files_failed.is_some()
@@ -300,6 +313,7 @@ impl Reader {
         for outcome in outcomes {
             self.hand_on(outcome);
         }
+        self.attribute_names(now);
         if let Some(batch) = named {
             let read = Read { from_ns: now.uptime_ns, until_ns: named_until_ns, emptied: batch.emptied };
             self.follow_names(batch, read, now);
@@ -397,13 +411,18 @@ impl Reader {
     fn follow_names(&mut self, batch: NameBatch, read: Read, now: Moment) {
         let Some(mut names) = self.names.take() else { return };
         let mut overflowed = false;
+        let mut last = (0, false); // whoever does one thing to names mostly does many
         for event in batch.events() {
+            if event.pid != last.0 {
+                let own = event.pid == self.own_pid || self.parent(event.pid) == self.own_pid;
+                last = (event.pid, own);
+            }
             if event.mask & fanotify::QUEUE_OVERFLOW != 0 {
                 overflowed = true;
                 names.forget();
                 let detail = "the kernel's queue of name events was full";
                 self.parts.outlet.lost(GapReason::KernelQueue, None, self.names_empty, now, detail);
-            } else if event.pid == self.own_pid || self.parent(event.pid) == self.own_pid {
+            } else if last.1 {
                 names.follow_own(&event);
                 if let Some(place) = event.place.filter(|_| event.mask & fanotify::RENAME != 0) {
                     self.parts.witness.named(place.name);
@@ -441,7 +460,7 @@ impl Reader {
         read: Read,
         now: Moment,
     ) {
-        let (pid, mut observation) = match change {
+        let (pid, observation) = match change {
             names::Change::Unwatched => return self.parts.outlet.unwatched(),
             names::Change::Duplicate => return self.parts.outlet.duplicate(),
             names::Change::Refused(errno) => {
@@ -449,32 +468,54 @@ impl Reader {
             }
             names::Change::Observed(pid, observation) => (pid, *observation),
         };
+        let who = self.author(pid, event.filter(|event| event.pid == pid), read);
+        let waits = who.is_some_and(|who| self.joiner.table.unsettled(who) > 0);
+        if waits && self.unattributed.len() < UNATTRIBUTED_MAX {
+            self.unattributed.push(Unattributed { who, observation, turns: 0 });
+        } else {
+            self.pass_name(who, observation, now);
+        }
+    }
+
+    /// Hands on what waited until it was known which program its process runs.
+    fn attribute_names(&mut self, now: Moment) {
+        for mut waiting in std::mem::take(&mut self.unattributed) {
+            waiting.turns += 1;
+            let waits = waiting.who.is_some_and(|who| self.joiner.table.unsettled(who) > 0);
+            if waits && waiting.turns < UNATTRIBUTED_TURNS_MAX {
+                self.unattributed.push(waiting);
+            } else {
+                self.pass_name(waiting.who, waiting.observation, now);
+            }
+        }
+    }
+
+    fn pass_name(&mut self, who: Option<Who>, mut observation: Observation, now: Moment) {
         if let Observation::FileWritten { process, .. } | Observation::NameChanged { process, .. } =
             &mut observation
         {
-            *process = self.author(pid, event.filter(|event| event.pid == pid), read);
+            // What it runs is the newest that is known, because the content's batch was read after the names.
+            *process = who.and_then(|who| self.joiner.table.describe(who, Which::Newest));
+            *process = process.take().map(|process| self.with_user(process));
         }
         self.parts.outlet.pass(observation, now);
     }
 
-    /// Who changed a name, by the rules of the join: right or nobody. What it runs is the newest that is known,
-    /// because the content's batch was read after this one.
-    fn author(&mut self, pid: u32, event: Option<&NameEvent<'_>>, read: Read) -> Option<wire::Process> {
+    /// Who changed a name, by the rules of the join: right or nobody.
+    fn author(&mut self, pid: u32, event: Option<&NameEvent<'_>>, read: Read) -> Option<Who> {
         let with_pidfd = self.parts.names.as_ref().is_some_and(|(group, _)| group.pidfd);
         let pidfd = event.and_then(|event| event.pidfd);
         self.ask(pid, pidfd, with_pidfd);
         let standing = self.standing(pidfd, event.is_some_and(|event| event.reaped), pid);
         let window = Window { since_ns: self.names_since_ns, read_ns: read.from_ns, until_ns: read.until_ns };
-        let who = match self.joiner.table.holder(pid, standing, window) {
+        match self.joiner.table.holder(pid, standing, window) {
             Holder::One(who) => {
                 self.names_since_ns = self.names_since_ns.max(self.joiner.table.told_ns(who));
-                who
+                Some(who)
             }
-            Holder::Nobody => pid.into(),
-            Holder::Several => return None,
-        };
-        let process = self.joiner.table.describe(who, Which::Newest)?;
-        Some(self.with_user(process))
+            Holder::Nobody => Some(pid.into()),
+            Holder::Several => None,
+        }
     }
 
     /// Marks belong to the descriptor, so that a dead one can't be mended here: the sensors are started anew.

@@ -73,7 +73,7 @@ impl Run {
             network_filesystems: false,
             realtime,
             self_test: None,
-            canary_folder: None,
+            canary: None,
         };
         let counters = Arc::new(Counters::default());
         let (out, observations) = crossbeam_channel::bounded(QUEUE);

@@ -179,6 +179,8 @@ pub(crate) struct Joiner {
     held_count: usize,
     deferred: Vec<Deferred>,
     ends: HashMap<Who, (i32, Moment)>,
+    /// An OPEN_EXEC was theirs or another's: what they run is told only where `/proc` confirms it.
+    blurred: HashSet<Who>,
     outcomes: Vec<Outcome>,
 }
 
@@ -195,6 +197,7 @@ impl Joiner {
             held_count: 0,
             deferred: Vec::new(),
             ends: HashMap::new(),
+            blurred: HashSet::new(),
             outcomes: Vec::new(),
         }
     }
@@ -294,7 +297,12 @@ impl Joiner {
                 Some(who)
             }
             Holder::Nobody => Some(Who::from(seen.pid)),
-            Holder::Several => None,
+            Holder::Several => {
+                if seen.run.is_some() {
+                    self.blurred.extend(self.table.holders(seen.pid));
+                }
+                None
+            }
         };
         Deferred { seen, who, turn: self.turn }
     }
@@ -348,6 +356,7 @@ impl Joiner {
         self.held.clear();
         self.held_count = 0;
         self.ends.clear();
+        self.blurred.clear();
     }
 
     /// A file closed by somebody who has just run a program, when it is not known yet which: the OPEN_EXEC may
@@ -459,7 +468,11 @@ impl Joiner {
             Some(group) => {
                 let key = exe.as_ref().map(|exe| exe.key);
                 let facts_hold = key.is_none_or(|key| group.iter().any(|program| program.key == key));
-                let (path, image) = choose(group, key);
+                let confirmed = key.is_some_and(|key| group.iter().any(|program| program.key == key));
+                let (mut path, image) = choose(group, key);
+                if !confirmed && self.blurred.contains(&who) {
+                    path.clear();
+                }
                 (path, image, Source::Join, facts_hold)
             }
             None => match exe {
@@ -480,6 +493,7 @@ impl Joiner {
             !list.is_empty()
         });
         self.held_count = self.held.values().map(Vec::len).sum();
+        self.blurred.retain(|who| self.table.knows(*who));
     }
 
     fn end_due(&mut self) {
@@ -559,3 +573,8 @@ fn choose(mut group: Vec<Program>, exe: Option<(u64, u64)>) -> (Vec<u8>, Option<
 #[cfg(test)]
 #[path = "join_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "join_reuse_tests.rs"]
+mod reuse_tests;

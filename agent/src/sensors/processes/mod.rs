@@ -229,6 +229,12 @@ impl ProcessTable {
         identity::pick(&tenures, standing, window, self.forgotten_ns)
     }
 
+    /// Everybody who is remembered with this pid.
+    pub(crate) fn holders(&self, pid: u32) -> impl Iterator<Item = Who> {
+        let former = self.former.get(&pid).into_iter().flatten();
+        former.chain(self.entries.get(&pid)).map(move |entry| Who { pid, life: Some(entry.life) })
+    }
+
     /// Whose exit is told: of those that had the pid the first whose exit was not.
     #[must_use]
     pub(crate) fn exiting(&self, pid: u32) -> Who {

@@ -380,7 +380,17 @@ impl Joiner {
         } else if coming == 0 {
             self.settle_rest(who);
         }
-        let process = self.table.describe(who, Which::Settled);
+        let mut process = self.table.describe(who, Which::Settled);
+        if self.blurred.contains(&who) && self.table.unsettled(who) > 0 {
+            // Before or after its exec: nobody knows.
+            process = process.map(|process| wire::Process {
+                executable: Vec::new(),
+                args: Vec::new(),
+                name: Vec::new(),
+                source: Source::None as i32,
+                ..process
+            });
+        }
         self.outcomes.push(Outcome::Written { process, file, at });
     }
 

@@ -296,6 +296,9 @@ impl Reader {
                 self.joiner.tell(told, at);
             }
         }
+        if drained.overflowed || drained.lost > 0 {
+            self.joiner.lost(now); // what was just told may be out of date as well
+        }
     }
 
     fn note_losses(&mut self, drained: &Drained, now: Moment) {
@@ -491,6 +494,7 @@ impl Reader {
             table.exec(facts.pid, Some(facts));
             table.settle(facts.pid, &facts.executable, Source::Proc, true);
         }
+        table.confirm(facts.pid);
         if (new || other)
             && let Some(process) = table.describe(facts.pid, crate::sensors::processes::Which::Newest)
         {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vidette_agent::sensors::{self, Config, Level, OBSERVATIONS_QUEUE_MAX, Observation, OpenFile, Sensors};
 use vidette_agent::telemetry::Counters;
-use vidette_protocol::wire::{Gap, GapReason};
+use vidette_protocol::wire::{Gap, GapReason, Trigger};
 
 /// A generous end for what should take milliseconds.
 const WAIT: Duration = Duration::from_secs(20);
@@ -154,7 +154,8 @@ impl Run {
 
 fn came(observation: Observation) -> Option<Came> {
     match observation {
-        Observation::FileWritten { file, .. } => Some(Came::Written(file)),
+        // Names are another test's: an overlay makes several of them when it copies a file up.
+        Observation::FileWritten { file, trigger: Trigger::CloseWrite, .. } => Some(Came::Written(file)),
         Observation::ProgramRun { image: Some(image), process, .. } => {
             Some(Came::Ran(image, process.executable))
         }

@@ -34,7 +34,7 @@ enum Expect {
 use Expect::{Always, Maybe, Never};
 
 /// Names (rename, link, delete, attributes) at the levels `full` and `names`.
-const NAMES: Expect = Never;
+const NAMES: Expect = Always;
 
 /// Levels in the order of the expectations.
 const LEVELS: [Level; 3] = [Level::Full, Level::Names, Level::Polling];

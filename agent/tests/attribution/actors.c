@@ -116,11 +116,17 @@ static void from_memory(int count) {
     }
 }
 
+// Far more events than anybody can read, for half a minute at most.
 static void flood(void) {
-    for (unsigned i = 0;; i++) {
-        char name[32];
-        sprintf(name, "f%d-%u", getpid(), i % 500);
+    char name[32];
+    alarm(30);
+    for (unsigned i = 0; i < 500; i++) {
+        sprintf(name, "f%d-%u", getpid(), i);
         put(name, 0644, "x", 1, "");
+    }
+    for (unsigned i = 0;; i++) {
+        sprintf(name, "f%d-%u", getpid(), i % 500);
+        close(open(name, O_WRONLY | O_CLOEXEC));
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -331,11 +331,8 @@ fn a_process_says_whose_it_is_and_where_it_comes_from() {
     }
     // Its parents are shells; somewhere among theirs is this test, and above it what started that.
     assert!(process.parent.as_ref().unwrap().executable.ends_with(b"sh"), "{process:?}");
-    let own = std::env::current_exe().unwrap();
-    let at = process
-        .ancestors
-        .iter()
-        .position(|ancestor| PathBuf::from(std::ffi::OsStr::from_bytes(&ancestor.executable)) == own);
+    let own = std::env::current_exe().unwrap().into_os_string();
+    let at = process.ancestors.iter().position(|ancestor| ancestor.executable == own.as_bytes());
     let at = at.unwrap_or_else(|| panic!("this test is not among {:?}", process.ancestors));
     assert_eq!(process.ancestors[at].pid, std::process::id());
     assert!(process.ancestors.iter().all(|ancestor| ancestor.entity_id.len() == 32));

@@ -140,7 +140,7 @@ pub(crate) fn tell(
             let facts = if ended.contains(&pid) { None } else { proc::facts(pid) };
             let facts = facts.filter(|facts| is_of(facts, known, at.uptime_ns));
             let exe = facts.as_ref().and_then(|_| proc::open_exe(pid, remote));
-            Told::Exec { pid, facts, exe }
+            Told::Exec { pid, facts: facts.map(Box::new), exe }
         }
         What::Session { pid } => Told::Session { pid },
         What::User { pid, uid } => Told::User { pid, uid },

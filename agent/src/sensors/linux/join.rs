@@ -24,8 +24,9 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 use vidette_protocol::wire::{self, Source};
 
-/// Turns that an exec or a closed file waits for the other queue while fanotify's never gets empty.
-const WAIT_TURNS_MAX: u64 = 16;
+/// Turns that an exec or a closed file waits for the other queue while fanotify's never gets empty: the 16,384
+/// events that it holds by default take 64 reads. With 16 turns two of 1,200 programs lost their image.
+const WAIT_TURNS_MAX: u64 = 96;
 /// Closed files that wait. Each holds a descriptor.
 const DEFERRED_MAX: usize = 256;
 /// OPEN_EXECs that wait, over all processes. Each holds a descriptor.
@@ -76,7 +77,7 @@ pub(crate) enum Told {
         /// The process.
         pid: u32,
         /// From `/proc`.
-        facts: Option<Facts>,
+        facts: Option<Box<Facts>>,
         /// `/proc/PID/exe`, open.
         exe: Option<Program>,
     },
@@ -179,6 +180,8 @@ pub(crate) struct Joiner {
     held_count: usize,
     deferred: Vec<Deferred>,
     ends: HashMap<Who, (i32, Moment)>,
+    /// An OPEN_EXEC was theirs or another's: what they run is told only where `/proc` confirms it.
+    blurred: HashSet<Who>,
     outcomes: Vec<Outcome>,
 }
 
@@ -195,6 +198,7 @@ impl Joiner {
             held_count: 0,
             deferred: Vec::new(),
             ends: HashMap::new(),
+            blurred: HashSet::new(),
             outcomes: Vec::new(),
         }
     }
@@ -213,7 +217,7 @@ impl Joiner {
             }
             Told::Exec { pid, facts, exe } => {
                 let unknown = self.table.newest(pid);
-                self.table.exec(pid, facts.as_ref());
+                self.table.exec(pid, facts.as_deref());
                 let who = self.table.newest(pid);
                 if unknown != who
                     && let Some(list) = self.held.remove(&unknown)
@@ -294,7 +298,12 @@ impl Joiner {
                 Some(who)
             }
             Holder::Nobody => Some(Who::from(seen.pid)),
-            Holder::Several => None,
+            Holder::Several => {
+                if seen.run.is_some() {
+                    self.blurred.extend(self.table.holders(seen.pid));
+                }
+                None
+            }
         };
         Deferred { seen, who, turn: self.turn }
     }
@@ -348,6 +357,7 @@ impl Joiner {
         self.held.clear();
         self.held_count = 0;
         self.ends.clear();
+        self.blurred.clear();
     }
 
     /// A file closed by somebody who has just run a program, when it is not known yet which: the OPEN_EXEC may
@@ -371,7 +381,17 @@ impl Joiner {
         } else if coming == 0 {
             self.settle_rest(who);
         }
-        let process = self.table.describe(who, Which::Settled);
+        let mut process = self.table.describe(who, Which::Settled);
+        if self.blurred.contains(&who) && self.table.unsettled(who) > 0 {
+            // Before or after its exec: nobody knows.
+            process = process.map(|process| wire::Process {
+                executable: Vec::new(),
+                args: Vec::new(),
+                name: Vec::new(),
+                source: Source::None as i32,
+                ..process
+            });
+        }
         self.outcomes.push(Outcome::Written { process, file, at });
     }
 
@@ -459,7 +479,11 @@ impl Joiner {
             Some(group) => {
                 let key = exe.as_ref().map(|exe| exe.key);
                 let facts_hold = key.is_none_or(|key| group.iter().any(|program| program.key == key));
-                let (path, image) = choose(group, key);
+                let confirmed = key.is_some_and(|key| group.iter().any(|program| program.key == key));
+                let (mut path, image) = choose(group, key);
+                if !confirmed && self.blurred.contains(&who) {
+                    path.clear();
+                }
                 (path, image, Source::Join, facts_hold)
             }
             None => match exe {
@@ -480,6 +504,7 @@ impl Joiner {
             !list.is_empty()
         });
         self.held_count = self.held.values().map(Vec::len).sum();
+        self.blurred.retain(|who| self.table.knows(*who));
     }
 
     fn end_due(&mut self) {
@@ -559,3 +584,8 @@ fn choose(mut group: Vec<Program>, exe: Option<(u64, u64)>) -> (Vec<u8>, Option<
 #[cfg(test)]
 #[path = "join_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "join_reuse_tests.rs"]
+mod reuse_tests;

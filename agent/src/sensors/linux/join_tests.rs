@@ -35,7 +35,7 @@ fn exec(pid: u32, exe: Option<&str>) -> Told {
         args: vec![exe.as_bytes().to_vec()],
         ..Facts::default()
     });
-    Told::Exec { pid, facts, exe: exe.map(program) }
+    Told::Exec { pid, facts: facts.map(Box::new), exe: exe.map(program) }
 }
 
 fn read(emptied: bool, ms: u64) -> Read {

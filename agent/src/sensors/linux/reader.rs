@@ -90,7 +90,7 @@ struct Reader {
     names_empty: Moment,
     /// What is read next of names was queued after this. CLOCK_BOOTTIME, nanoseconds.
     names_since_ns: u64,
-    names_failed: bool,
+    names_failed: Option<Instant>,
     unattributed: Vec<Unattributed>,
     joiner: Joiner,
     users: Users,
@@ -151,9 +151,10 @@ pub(crate) fn run(parts: Parts) {
         reader.turn(&epoll);
         if reader.files_are_dead() {
             reader.parts.outlet.flush(Moment::now());
-            // Its number may be somebody else's by now: it is never closed.
+            // Their numbers may be somebody else's by now: they are never closed.
             let _ = Arc::into_raw(reader.parts.group.clone());
-            tracing::error!("the fanotify descriptor is dead: the sensors end, to be started anew");
+            let _ = reader.parts.names.clone().map(|(group, _)| Arc::into_raw(group));
+            tracing::error!("a fanotify descriptor is dead: the sensors end, to be started anew");
             return;
         }
     }
@@ -195,7 +196,7 @@ impl Reader {
             names,
             names_empty: now,
             names_since_ns: 0,
-            names_failed: false,
+            names_failed: None,
             unattributed: Vec::new(),
             joiner: Joiner::new(ProcessTable::new(Host::read().boot_id)),
             users: Users::new("/etc/passwd".into()),
@@ -278,7 +279,7 @@ impl Reader {
             Duration::ZERO
         } else if self.parts.outlet.is_waiting()
             || self.files_failed.is_some()
-            || self.names_failed
+            || self.names_failed.is_some()
             || self.names.as_ref().is_some_and(Names::is_waiting)
         {
             RETRY
@@ -384,7 +385,7 @@ impl Reader {
         let names = self.names.as_mut()?;
         match names.read() {
             Ok(batch) => {
-                if std::mem::take(&mut self.names_failed) {
+                if self.names_failed.take().is_some() {
                     self.parts.outlet.health("names", HealthState::Ok, "reads again".into());
                 }
                 Some(batch)
@@ -397,7 +398,7 @@ impl Reader {
             }
             Err(error) => {
                 names.forget();
-                if !std::mem::replace(&mut self.names_failed, true) {
+                if self.names_failed.replace(self.names_failed.unwrap_or_else(Instant::now)).is_none() {
                     let message = format!("could not read events of names: {error}");
                     self.parts.outlet.health("names", HealthState::Failed, message);
                     let detail = "events of names could not be read";
@@ -520,7 +521,8 @@ impl Reader {
 
     /// Marks belong to the descriptor, so that a dead one can't be mended here: the sensors are started anew.
     fn files_are_dead(&self) -> bool {
-        self.files_failed.is_some_and(|since| since.elapsed() >= FILES_DEAD_AFTER)
+        let mut failed = [self.files_failed, self.names_failed].into_iter().flatten();
+        failed.any(|since| since.elapsed() >= FILES_DEAD_AFTER)
     }
 
     fn no_descriptor(&mut self, now: Moment, error: &std::io::Error) {
@@ -562,6 +564,9 @@ impl Reader {
         }
         if drained.messages.iter().any(|message| matches!(message.what, What::Exec { .. })) {
             self.parts.bell.ring();
+        }
+        if drained.overflowed || drained.lost > 0 {
+            self.joiner.lost(now); // what was just told may be out of date as well
         }
     }
 
@@ -774,6 +779,7 @@ impl Reader {
             table.exec(facts.pid, Some(facts));
             table.settle(facts.pid, &facts.executable, Source::Proc, true);
         }
+        table.confirm(facts.pid);
         if (new || other)
             && let Some(process) = table.describe(facts.pid, Which::Newest)
         {

@@ -79,6 +79,8 @@ struct Entry {
     image: SharedImage,
     /// Images before it whose successors nobody has put a path to yet, oldest first.
     before: VecDeque<SharedImage>,
+    /// Messages were lost: it may run something else by now.
+    doubtful: bool,
     ran: bool,
     /// Its exit was told.
     exiting: bool,
@@ -137,6 +139,7 @@ impl Entry {
             cgroup: None,
             image,
             before: VecDeque::new(),
+            doubtful: false,
             ran: false,
             exiting: false,
             ended: false,
@@ -152,6 +155,7 @@ impl Entry {
         (entry.uid, entry.gid) = (parent.uid, parent.gid);
         (entry.login_uid, entry.login_session) = (parent.login_uid, parent.login_session);
         (entry.session, entry.cgroup) = (parent.session, parent.cgroup.clone());
+        entry.doubtful = parent.doubtful;
         let from = |source: Source| known(source != Source::None, Source::Join);
         entry.sources.user = from(parent.sources.user);
         entry.sources.login = from(parent.sources.login);
@@ -227,6 +231,12 @@ impl ProcessTable {
         let former = self.former.get(&pid).into_iter().flatten();
         let tenures: Vec<Tenure> = former.chain(self.entries.get(&pid)).map(tenure).collect();
         identity::pick(&tenures, standing, window, self.forgotten_ns)
+    }
+
+    /// Everybody who is remembered with this pid.
+    pub(crate) fn holders(&self, pid: u32) -> impl Iterator<Item = Who> {
+        let former = self.former.get(&pid).into_iter().flatten();
+        former.chain(self.entries.get(&pid)).map(move |entry| Who { pid, life: Some(entry.life) })
     }
 
     /// Whose exit is told: of those that had the pid the first whose exit was not.
@@ -335,7 +345,7 @@ impl ProcessTable {
         let Some(entry) = self.entries.get_mut(&pid) else { return };
         let old = std::mem::replace(&mut entry.image, image);
         entry.before.push_back(old);
-        entry.link = None;
+        (entry.link, entry.doubtful) = (None, false);
         if let Some(facts) = facts {
             entry.learn(facts, Source::Proc);
         }
@@ -415,11 +425,21 @@ impl ProcessTable {
         self.bury(who.pid, life, at_ns);
     }
 
-    /// Messages were lost: who had a pid before is not certain any more.
+    /// Messages were lost: who had a pid before is not certain any more, nor what anybody runs who is known.
     pub(crate) fn lost(&mut self, now_ns: u64) {
         self.former.clear();
         self.former_count = 0;
+        for entry in self.entries.values_mut() {
+            (entry.doubtful, entry.link) = (true, None);
+        }
         self.forgotten_ns = Some(now_ns);
+    }
+
+    /// `/proc` says that it still runs what is known.
+    pub(crate) fn confirm(&mut self, pid: u32) {
+        if let Some(entry) = self.entries.get_mut(&pid) {
+            entry.doubtful = false;
+        }
     }
 
     /// Forgets everybody: nobody tells any more who ends.
@@ -436,6 +456,9 @@ impl ProcessTable {
             Which::Settled => entry.before.front().unwrap_or(&entry.image),
             Which::Newest => &entry.image,
         };
+        if entry.doubtful {
+            return Some(process(who.pid, entry, &Image::default()));
+        }
         Some(process(who.pid, entry, &image.borrow()))
     }
 
@@ -447,7 +470,8 @@ impl ProcessTable {
         let Some(entry) = self.entries.get_mut(&pid) else {
             return Some(Link::new(pid, String::new(), SharedImage::default(), None));
         };
-        let new = || Link::new(pid, entry.entity_id.clone(), entry.image.clone(), entry.parent.clone());
+        let image = if entry.doubtful { SharedImage::default() } else { entry.image.clone() };
+        let new = || Link::new(pid, entry.entity_id.clone(), image, entry.parent.clone());
         Some(entry.link.get_or_insert_with(new).clone())
     }
 

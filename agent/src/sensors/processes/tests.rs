@@ -244,3 +244,23 @@ fn those_that_had_a_pid_before_are_bounded_too() {
     }
     assert_eq!((table.former_count, table.former.len()), (0, 0));
 }
+
+#[test]
+fn after_lost_messages_nobody_is_named_until_proc_confirms_it() {
+    let mut table = table();
+    table.fork(10, 20, Some(2_000_000_000), 2_000_000_000);
+    table.lost(3_000_000_000);
+    table.fork(20, 30, Some(3_000_000_000), 3_000_000_000);
+    for pid in [10, 20, 30] {
+        assert_eq!(executable(&table, pid, Which::Newest), b"", "{pid}");
+    }
+    assert_eq!(
+        table.describe(30, Which::Newest).and_then(|process| process.parent).unwrap_or_default().executable,
+        b""
+    );
+    table.confirm(10);
+    assert_eq!(executable(&table, 10, Which::Newest), b"/bin/sh");
+    table.exec(20, None);
+    table.settle(20, b"/bin/x", wire::Source::Join, true);
+    assert_eq!(executable(&table, 20, Which::Newest), b"/bin/x");
+}

@@ -214,7 +214,7 @@ pub fn run(storm: Storm) -> anyhow::Result<Outcome> {
         pinned_after,
         log: agent.said().len() as u64 - said_before,
         cpu,
-        unequal: unequal(&counters),
+        unequal: unequal(&agent)?,
         counters,
         ..Outcome::default()
     };
@@ -551,9 +551,10 @@ fn calm(agent: &Agent) -> anyhow::Result<()> {
         anyhow::ensure!(start.elapsed() < CALM_WAIT, "no calm within {CALM_WAIT:?}: {last:?}");
         std::thread::sleep(Duration::from_millis(300));
         // The sensors also count what others do on this host.
-        let mut now = counters(agent)?;
+        let status = agent.status()?;
+        let mut now: BTreeMap<String, u64> = serde_json::from_value(status["counters"].clone())?;
         now.retain(|name, _| !name.starts_with("sensor_"));
-        if now != last {
+        if now != last || status["rescan"]["owed"] != false {
             (last, since) = (now, Instant::now());
         }
     }
@@ -586,17 +587,13 @@ fn read_outbox(state: &Path) -> anyhow::Result<Vec<wire::Event>> {
     Ok(all)
 }
 
-/// seen = passed + shed + lost, in every stage.
-fn unequal(counters: &BTreeMap<String, u64>) -> Vec<String> {
-    let stage = "sensor";
-    let of = |prefix: &str| -> u64 {
-        counters.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, value)| value).sum()
-    };
-    let (seen, rest) = (
-        of(&format!("{stage}_seen")),
-        of(&format!("{stage}_passed")) + of(&format!("{stage}_shed_")) + of(&format!("{stage}_lost_")),
-    );
-    if seen == rest { Vec::new() } else { vec![format!("{stage}: {seen} seen, {rest} accounted for")] }
+/// What every stage says of itself, and does not add up.
+fn unequal(agent: &Agent) -> anyhow::Result<Vec<String>> {
+    let status = agent.status()?;
+    let equations = status["equations"].as_array().context("equations")?;
+    anyhow::ensure!(equations.len() >= 5, "{} equations", equations.len());
+    let off = equations.iter().filter(|one| one["left"] != one["right"]);
+    Ok(off.map(|one| format!("{}: {} is not {}", one["text"], one["left"], one["right"])).collect())
 }
 
 /// The generator's list against what the agent said.

@@ -106,7 +106,9 @@ impl Run {
         while written.len() < expected || runs.len() < runs_expected {
             let observation = self.observations.recv_deadline(started + WAIT);
             match observation {
-                Ok(Observation::FileWritten { file, process, .. }) if is_ours(&file.path) => {
+                Ok(Observation::FileWritten { file, process, trigger: Trigger::CloseWrite, .. })
+                    if is_ours(&file.path) =>
+                {
                     let process = process.unwrap_or_default();
                     let name = base(&file.path).to_vec();
                     assert!(written.insert(name, (process, content(&file))).is_none(), "told twice");

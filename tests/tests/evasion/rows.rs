@@ -285,7 +285,8 @@ pub(crate) const ROWS: &[Row] = &[
     .by_look(),
     row("the same in a user namespace, without privilege", Late, "the same", nothing, |at| {
         at.evade(["user_tmpfs", &text(&at.folder), &at.marker])
-    }),
+    })
+    .by_look(),
     row("the same, and gone within a moment", NotSeen, "it ended before anybody looked", nothing, |at| {
         at.evade(["brief_tmpfs", &text(&at.folder), &at.marker])
     }),

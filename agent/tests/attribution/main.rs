@@ -111,12 +111,15 @@ impl Run {
                     let name = base(&file.path).to_vec();
                     assert!(written.insert(name, (process, content(&file))).is_none(), "told twice");
                 }
-                Ok(Observation::ProgramRun { process, image, .. }) => {
-                    let image = image.filter(|image| is_ours(&image.path));
-                    if let Some(image) = image {
+                Ok(Observation::ProgramRun { process, image, .. }) => match image {
+                    Some(image) if is_ours(&image.path) => {
                         runs.insert(base(&image.path).to_vec(), (process, content(&image)));
                     }
-                }
+                    Some(image) => {
+                        *others.entry(format!("ran: {}", base(&image.path).escape_ascii())).or_default() += 1;
+                    }
+                    None => *others.entry("ran: nobody knows what".into()).or_default() += 1,
+                },
                 Ok(Observation::Lost { gap, .. }) => {
                     *others.entry(format!("lost: {}", gap.detail)).or_default() += 1;
                 }
@@ -130,6 +133,7 @@ impl Run {
             }
         }
         assert!(child.wait().unwrap().success());
+        others.retain(|what, _| what.starts_with("lost"));
         println!("{script:.60}: {:.1} s, {others:?}", started.elapsed().as_secs_f64());
         (written, runs)
     }

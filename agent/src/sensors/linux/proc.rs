@@ -103,8 +103,14 @@ pub(crate) fn open_file(descriptor: OwnedFd) -> Option<(OpenFile, (u64, u64))> {
     if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
         return None;
     }
-    let mut path = link(&format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
-    let deleted = stat.st_nlink == 0;
+    let name = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+    let mut path = link(&name);
+    let mut deleted = stat.st_nlink == 0;
+    if !deleted && path.ends_with(b" (deleted)") {
+        // Its own name, or removed just now: then it is known by now.
+        deleted = rustix::fs::fstat(&descriptor).ok()?.st_nlink == 0;
+        path = link(&name);
+    }
     if let Some(name) = path.strip_suffix(b" (deleted)").filter(|_| deleted) {
         path.truncate(name.len());
     }
@@ -262,5 +268,33 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let (gone, _) = open_file(file.into()).unwrap();
         assert_eq!((gone.deleted, gone.path), (true, kept.path));
+    }
+
+    #[test]
+    fn a_file_that_is_removed_while_it_is_looked_at_keeps_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = folder.path().join("x").into_os_string().into_vec();
+        let (ask, asked) = std::sync::mpsc::channel::<std::path::PathBuf>();
+        let path = folder.path().join("x");
+        let remover = std::thread::spawn(move || {
+            asked.into_iter().for_each(|path| std::fs::remove_file(path).unwrap());
+        });
+        for round in 0..4000 {
+            let file = File::create_new(&path).unwrap();
+            ask.send(path.clone()).unwrap();
+            for _ in 0..round % 40 {
+                std::hint::spin_loop();
+            }
+            while path.exists() {
+                let (found, _) = open_file(file.try_clone().unwrap().into()).unwrap();
+                assert_eq!(
+                    found.path.escape_ascii().to_string(),
+                    name.escape_ascii().to_string(),
+                    "round {round}"
+                );
+            }
+        }
+        drop(ask);
+        remover.join().unwrap();
     }
 }

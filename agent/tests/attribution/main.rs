@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vidette_agent::sensors::{self, Config, Level, Observation, OpenFile, Sensors};
 use vidette_agent::telemetry::Counters;
-use vidette_protocol::wire::{Process, Source};
+use vidette_protocol::wire::{Process, Source, Trigger};
 
 const HOGS: usize = 8;
 const WRITERS: usize = 10_000;
@@ -113,12 +113,15 @@ impl Run {
                     let name = base(&file.path).to_vec();
                     assert!(written.insert(name, (process, content(&file))).is_none(), "told twice");
                 }
-                Ok(Observation::ProgramRun { process, image, .. }) => {
-                    let image = image.filter(|image| is_ours(&image.path));
-                    if let Some(image) = image {
+                Ok(Observation::ProgramRun { process, image, .. }) => match image {
+                    Some(image) if is_ours(&image.path) => {
                         runs.insert(base(&image.path).to_vec(), (process, content(&image)));
                     }
-                }
+                    Some(image) => {
+                        *others.entry(format!("ran: {}", base(&image.path).escape_ascii())).or_default() += 1;
+                    }
+                    None => *others.entry("ran: nobody knows what".into()).or_default() += 1,
+                },
                 Ok(Observation::Lost { gap, .. }) => {
                     *others.entry(format!("lost: {}", gap.detail)).or_default() += 1;
                 }
@@ -132,6 +135,7 @@ impl Run {
             }
         }
         assert!(child.wait().unwrap().success());
+        others.retain(|what, _| what.starts_with("lost"));
         println!("{script:.60}: {:.1} s, {others:?}", started.elapsed().as_secs_f64());
         (written, runs)
     }

@@ -25,7 +25,7 @@ use std::time::Duration;
 use vidette_protocol::wire::{self, Source};
 
 /// Turns that an exec or a closed file waits for the other queue while fanotify's never gets empty: the 16,384
-/// events that it holds by default take 64 reads. With 16 turns two of 1,200 programs lost their image.
+/// events that it holds by default take 64 reads, and what an exec waits for may be the last of them.
 const WAIT_TURNS_MAX: u64 = 96;
 /// Closed files that wait. Each holds a descriptor.
 const DEFERRED_MAX: usize = 256;

@@ -1,7 +1,7 @@
 //! Who is who: entity ids, and which of those that had a pid one after another is meant.
 //!
-//! Pure. A pid is used again: here after 32,768 forks, which took 1.9 s at full speed, and at once when
-//! somebody with the right to it asks for a number (clone3(2) `set_tid`, `ns_last_pid`). So a process is
+//! Pure. A pid is used again: here after 32,768 forks, which took 1.4 s at full speed on two cores, and at
+//! once when somebody with the right to it asks for a number (clone3(2) `set_tid`, `ns_last_pid`). So a process is
 //! (boot id, pid, start), never a pid alone.
 //!
 //! The connector says when a fork was told (nanoseconds, some microseconds after the fact), `/proc/PID/stat`

@@ -451,7 +451,7 @@ pub(crate) const ROWS: &[Row] = &[
     row(
         "two programs with the same process id, one after the other",
         Seen,
-        "a process is (boot, pid, start): two entities, each with its own executable; starts are told apart by clock ticks of 10 ms",
+        "a process is (boot, pid, start): two entities, each with its own executable; one that comes within a tenth of a second has another round",
         |at| {
             at.program("x");
             at.program("y");

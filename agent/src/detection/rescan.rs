@@ -30,6 +30,8 @@ pub const FOLDERS_OPEN_MAX: usize = 64;
 pub const FOLDERS_MAX: usize = 1024;
 /// The least pause between two runs.
 pub const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// The least pause between two looks at hot folders.
+pub const HOT_PAUSE_MIN: Duration = Duration::from_millis(250);
 /// Reasons that one run names.
 const REASONS_MAX: usize = 16;
 /// A path in a report. Bytes.
@@ -234,8 +236,8 @@ impl Rescans {
             desk: desk.clone(),
             out,
             stop,
-            whole: Pace::default(),
-            hot: Pace::default(),
+            whole: Pace::new(PAUSE_MIN),
+            hot: Pace::new(HOT_PAUSE_MIN),
             hot_figures: Figures::default(),
             hot_folders: 0,
         };
@@ -330,18 +332,23 @@ impl Desk {
 }
 
 /// When the next run of a kind may begin.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pace {
+    pause_min: Duration,
     next: Option<Instant>,
 }
 
 impl Pace {
+    fn new(pause_min: Duration) -> Self {
+        Self { pause_min, next: None }
+    }
+
     fn is_due(&self, now: Instant) -> bool {
         self.next.is_none_or(|next| next <= now)
     }
 
     fn ended(&mut self, took: Duration, now: Instant) {
-        self.next = Some(now + took.max(PAUSE_MIN));
+        self.next = Some(now + took.max(self.pause_min));
     }
 }
 
@@ -542,7 +549,7 @@ mod tests {
     #[test]
     fn a_run_may_begin_after_a_pause_as_long_as_the_one_before() {
         let (now, second) = (Instant::now(), Duration::from_secs(1));
-        let mut pace = Pace::default();
+        let mut pace = Pace::new(PAUSE_MIN);
         assert!(pace.is_due(now), "the first at once");
         pace.ended(5 * second, now);
         assert!(!pace.is_due(now + 4 * second) && pace.is_due(now + 5 * second));

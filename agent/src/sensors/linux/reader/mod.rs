@@ -54,6 +54,8 @@ const REREAD_INTERVAL: Duration = Duration::from_secs(1);
 const FILES_DEAD_AFTER: Duration = Duration::from_secs(5);
 /// After an overflow the exact count comes with the next message of each CPU; later than this nobody knows it.
 const COUNT_WAIT: Duration = Duration::from_secs(1);
+/// When it has lost its real-time priority: before what makes the storm, but not instead of it.
+const DEMOTED_NICE: i32 = -5;
 /// Messages after which the reader looks how long it has worked: each exec among them costs a look at `/proc`.
 const WORKED_EVERY: usize = 64;
 
@@ -240,7 +242,8 @@ impl Reader {
     fn hurry(&mut self) {
         let permitted = if self.parts.realtime {
             let refused = |error| format!("real time is refused (it needs CAP_SYS_NICE): {error}");
-            schedule::realtime().map_err(refused)
+            // The nice value counts once it is ordinary again.
+            schedule::nice(DEMOTED_NICE).and_then(|()| schedule::realtime()).map_err(refused)
         } else {
             Err("the configuration says so".to_owned())
         };

@@ -62,14 +62,14 @@ pub(crate) fn start(
     let group = Group::new().context("fanotify is refused (it needs CAP_SYS_ADMIN)")?;
     let group = Arc::new(group);
     raise_descriptor_limit();
-    let (names, names_reason) = name_group();
+    let (connector, reason) = listen(config.level_max);
+    let (names, names_reason) = name_group(connector.is_none());
     let (mut mounts, reports) = mounts::Mounts::new(
         group.clone(),
         names.as_ref().map(|(_, marks)| marks.clone()),
         config.network_filesystems,
     )?;
     mounts.refresh()?;
-    let (connector, reason) = listen(config.level_max);
     let level = if connector.is_some() { Level::Full } else { Level::Names };
     tracing::info!(
         level = level.name(),
@@ -134,8 +134,8 @@ pub(crate) fn start(
 }
 
 /// The group for names and its marks, or why there is none: without it everything else goes on.
-fn name_group() -> (Option<reader::NameParts>, String) {
-    match NameGroup::new() {
+fn name_group(pidfds: bool) -> (Option<reader::NameParts>, String) {
+    match NameGroup::new(pidfds) {
         Ok(group) => {
             let group = Arc::new(group);
             let marks = Arc::new(names::marks::Marks::new(group.clone()));

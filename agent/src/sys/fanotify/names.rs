@@ -82,14 +82,16 @@ pub struct NameBatch {
 }
 
 impl NameGroup {
-    /// A group with as many of the wanted flags as this kernel knows.
+    /// A group with as many of the wanted flags as this kernel knows. A pidfd for every event costs as much as the
+    /// rest of it: without `pidfds` somebody else must tell who lives.
     ///
     /// # Errors
     /// EPERM without CAP_SYS_ADMIN, EINVAL before 5.9, and what else fanotify_init(2) lists.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(pidfds: bool) -> io::Result<Self> {
         let mut last = io::Error::from_raw_os_error(libc::EINVAL);
-        for step in 0..LADDER.len() {
-            match Self::at_step(step) {
+        let unwanted = if pidfds { 0 } else { libc::FAN_REPORT_PIDFD };
+        for (report, mask) in LADDER {
+            match Self::with(report & !unwanted, mask) {
                 Ok(group) => return Ok(group),
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = error,
                 Err(error) => return Err(error),
@@ -104,6 +106,10 @@ impl NameGroup {
     /// EINVAL for a step that this kernel does not know, or that there is not.
     pub fn at_step(step: usize) -> io::Result<Self> {
         let (report, mask) = *LADDER.get(step).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+        Self::with(report, mask)
+    }
+
+    fn with(report: u32, mask: u64) -> io::Result<Self> {
         let flags = libc::FAN_CLASS_NOTIF | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK | report;
         Ok(Self {
             descriptor: super::init(flags)?,

@@ -5,7 +5,7 @@
 use super::super::follow::{self, Drained, Sequences};
 use super::super::join::Told;
 use super::super::proc;
-use super::{BACKOFF_MAX, BACKOFF_MIN, COUNT_WAIT, QUEUES, REREAD_INTERVAL, Reader, WORKED_EVERY};
+use super::{BACKOFF_MAX, BACKOFF_MIN, COUNT_WAIT, FORKS, REREAD_INTERVAL, Reader, WORKED_EVERY};
 use crate::host::Moment;
 use crate::sensors::processes::{Facts, Which};
 use crate::sensors::{Level, Observation};
@@ -169,7 +169,7 @@ impl Reader {
             return;
         }
         let connected = Connector::listen().and_then(|connector| {
-            let data = epoll::EventData::new_u64(QUEUES);
+            let data = epoll::EventData::new_u64(FORKS);
             epoll::add(epoll, &connector, data, epoll::EventFlags::IN)?;
             Ok(connector)
         });

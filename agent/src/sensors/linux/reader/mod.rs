@@ -24,7 +24,7 @@ use crate::sys::connector::Connector;
 use crate::sys::fanotify::{Group, NameGroup};
 use crate::sys::schedule;
 use crossbeam_channel::Receiver;
-use rustix::event::epoll;
+use rustix::event::{PollFd, PollFlags, epoll};
 use rustix::time::Timespec;
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
@@ -45,6 +45,9 @@ const RUNNING_MAX: usize = 65_536;
 /// How often the loop turns with nothing to do, and with something that waits for room.
 const IDLE: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(20);
+/// The least time from one turn to the next, as long as only files have something to tell. One event alone is
+/// handled at once. Under a second.
+const TURN_MIN: Duration = Duration::from_millis(1);
 /// Pauses between attempts to get the connector back.
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
@@ -144,6 +147,7 @@ pub(crate) fn run(parts: Parts) {
     reader.inventory();
     reader.hurry();
     let mut ready = Vec::with_capacity(4);
+    let mut turned = Instant::now();
     loop {
         let pause = reader.pause();
         wait(&epoll, &mut ready, Duration::ZERO);
@@ -156,6 +160,11 @@ pub(crate) fn run(parts: Parts) {
             reader.parts.outlet.flush(Moment::now());
             return;
         }
+        let forks = ready.iter().any(|event| event.data.u64() == FORKS);
+        if !forks && !pause.is_zero() {
+            reader.linger(turned + TURN_MIN);
+        }
+        turned = Instant::now();
         reader.turn(&epoll);
         if reader.files_are_dead() {
             reader.parts.outlet.flush(Moment::now());
@@ -178,17 +187,18 @@ fn wait(epoll: &OwnedFd, ready: &mut Vec<epoll::Event>, wait: Duration) {
 }
 
 const STOP: u64 = 0;
-const QUEUES: u64 = 1;
+const FILES: u64 = 1;
+const FORKS: u64 = 2;
 
 fn watch(parts: &Parts) -> rustix::io::Result<OwnedFd> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&epoll, &parts.stop, epoll::EventData::new_u64(STOP), epoll::EventFlags::IN)?;
-    epoll::add(&epoll, &*parts.group, epoll::EventData::new_u64(QUEUES), epoll::EventFlags::IN)?;
+    epoll::add(&epoll, &*parts.group, epoll::EventData::new_u64(FILES), epoll::EventFlags::IN)?;
     if let Some((names, _)) = &parts.names {
-        epoll::add(&epoll, &**names, epoll::EventData::new_u64(QUEUES), epoll::EventFlags::IN)?;
+        epoll::add(&epoll, &**names, epoll::EventData::new_u64(FILES), epoll::EventFlags::IN)?;
     }
     if let Some(connector) = &parts.connector {
-        epoll::add(&epoll, connector, epoll::EventData::new_u64(QUEUES), epoll::EventFlags::IN)?;
+        epoll::add(&epoll, connector, epoll::EventData::new_u64(FORKS), epoll::EventFlags::IN)?;
     }
     Ok(epoll)
 }
@@ -281,6 +291,22 @@ impl Reader {
             tracing::warn!(%error, ?change, "could not change the reader's priority: it stays as it is");
             self.urgency.refused();
         }
+    }
+
+    /// Lets events of files gather until then: each wake-up costs whoever makes them as much as several events.
+    /// Processes are never kept waiting, because what `/proc` says of them does not last.
+    fn linger(&mut self, until: Instant) {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        self.worked();
+        let left = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
+        let stop = PollFd::new(&self.parts.stop, PollFlags::IN);
+        let connector = self.parts.connector.as_ref().map(|connector| PollFd::new(connector, PollFlags::IN));
+        let mut polled: Vec<PollFd<'_>> = [Some(stop), connector].into_iter().flatten().collect();
+        let _ = rustix::event::poll(&mut polled, Some(&left)); // interrupted: a turn comes early
+        self.slept();
     }
 
     fn pause(&self) -> Duration {

@@ -138,6 +138,9 @@ impl Reader {
     /// Who changed a name, by the rules of the join: right or nobody.
     pub(super) fn author(&mut self, pid: u32, event: Option<&NameEvent<'_>>, read: Read) -> Option<Who> {
         let with_pidfd = self.parts.names.as_ref().is_some_and(|(group, _)| group.pidfd);
+        if self.parts.connector.is_none() && !with_pidfd {
+            return None; // the connector failed: nobody tells who lives
+        }
         let pidfd = event.and_then(|event| event.pidfd);
         self.ask(pid, pidfd, with_pidfd);
         let standing = self.standing(pidfd, event.is_some_and(|event| event.reaped), pid);

@@ -382,6 +382,13 @@ fn queues_of_the_kernel_that_overflow_are_gaps() {
     }
     rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
     drop(std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"x"));
+    // The count comes with the next message of each CPU.
+    let end = Instant::now() + Duration::from_secs(1);
+    while Instant::now() < end {
+        let threads: Vec<_> = (0..8).map(|_| std::thread::spawn(std::thread::yield_now)).collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let told = lines.find(|line| line.starts_with("gaps ")).expect("the child saw no gaps");
     println!("connector messages lost: {told}");
     assert!(child.wait().unwrap().success());

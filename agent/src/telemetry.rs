@@ -1,5 +1,5 @@
 //! Counters of every stage. What must hold of each: seen = passed + shed(by reason) + lost(by reason) + waiting;
-//! [`Counters::equations`] says it exactly. Each stage counts a thing where it leaves it; two counters are not read
+//! `Counters::equations` says it exactly. Each stage counts a thing where it leaves it; two counters are not read
 //! at one moment, so that the sides may differ by what is on its way while they are read.
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,7 +1,7 @@
 //! What waits to be scanned, in which order. Pure: time comes in.
 //!
 //! Classes go in strict order, but every `TURN_EVERY`th file comes from the lower one that was served least
-//! lately, so that none starves. Within a class users take turns, and within a user programs ([`super::shares`]). When
+//! lately, so that none starves. Within a class users take turns, and within a user programs (`shares`). When
 //! there is no room, the longest share of the lowest class above its reserve loses its newest file: a storm
 //! displaces itself, never another user, and never a program that runs.
 //!

@@ -1,7 +1,7 @@
 //! Files below a folder that changed since a time, opened from their open folders, never by a path again.
 //!
 //! Only on local file systems: others can hang whoever asks them. Runs on the rescan's thread; files go to
-//! [`super::rescan`]'s channel.
+//! `rescan`'s channel.
 
 use crate::host::Moment;
 use crate::sensors::{Observation, OpenFile};

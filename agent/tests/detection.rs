@@ -28,6 +28,8 @@ use vidette_protocol::wire::{self, GapReason, Trigger, Verdict, event::Kind};
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Longer than that: a worker that a test has stopped must not be killed for it.
+const SCAN_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Put together at run time, so that no scanner takes this file for it.
 fn eicar() -> Vec<u8> {
@@ -55,7 +57,7 @@ impl Stage {
             host: Host::read(),
             rules: RuleSources { builtin: true, files: vec![] },
             size_max_bytes: 1 << 20,
-            scan_timeout: Duration::from_secs(30),
+            scan_timeout: SCAN_TIMEOUT,
             scans_parallel: 2,
             telemetry: true,
             launcher: Launcher::of(Path::new(env!("CARGO_BIN_EXE_vidette-agent"))).unwrap(),

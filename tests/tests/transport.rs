@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vidette_agent::host::Host;
 use vidette_agent::transport::{self, Credentials};
 use vidette_collector::identity::{Identity, TOKEN_TTL_DEFAULT, unix_s_now};
@@ -80,9 +80,17 @@ impl Collector {
     fn listen(&mut self, address: SocketAddr) {
         let _in = self.runtime.enter();
         let config = ingest::Config::new(address);
-        self.ingest = Some(
-            ingest::start(&config, self.identity.clone(), self.store.clone(), self.fleet.clone()).unwrap(),
-        );
+        // The socket of one that was stopped closes when its last task is dropped, a moment later.
+        let end = Instant::now() + Duration::from_secs(10);
+        self.ingest = Some(loop {
+            let started =
+                ingest::start(&config, self.identity.clone(), self.store.clone(), self.fleet.clone());
+            match started {
+                Ok(ingest) => break ingest,
+                Err(error) => assert!(Instant::now() < end, "{error:#}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        });
     }
 
     fn address(&self) -> SocketAddr {

@@ -116,6 +116,26 @@ static void from_memory(int count) {
     }
 }
 
+// Even ones become nobody, close a file and run a set-user-id program at once; odd ones close it as root and become
+// somebody else at once.
+static void change_users(int count) {
+    for (int i = 0; i < count; i++) {
+        pid_t child = fork();
+        if (child == 0) {
+            char name[32];
+            sprintf(name, "u%d", i);
+            int fd = open(name, O_WRONLY | O_CREAT | O_CLOEXEC, 0644), null = open("/dev/null", O_WRONLY);
+            if (i % 2 == 0 && (setgid(65534) || setuid(65534))) _exit(1);
+            if (write(fd, name, strlen(name)) < 0) _exit(1);
+            close(fd);
+            dup2(null, 1);
+            if (i % 2 == 0) execl("/bin/su", "su", "--version", (char *)0);
+            _exit(setuid(1));
+        }
+        waitpid(child, 0, 0);
+    }
+}
+
 // Far more events than anybody can read, for half a minute at most.
 static void flood(void) {
     char name[32];
@@ -137,6 +157,7 @@ int main(int argc, char **argv) {
     else if (!strcmp(mode, "drop")) droppers(count);
     else if (!strcmp(mode, "one-pid")) one_pid(count);
     else if (!strcmp(mode, "memory")) from_memory(count);
+    else if (!strcmp(mode, "users")) change_users(count);
     else if (!strcmp(mode, "flood")) flood();
     else if (!strcmp(mode, "write")) return put(argv[2], 0644, argv[2], strlen(argv[2]), "");
     else return 2;

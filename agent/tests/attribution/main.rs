@@ -289,6 +289,22 @@ fn an_exec_whose_image_is_on_no_disk_never_shows_its_parents() {
     run.sensors.stop();
 }
 
+/// Found by a reader of the README: the user was that of the moment when the event was handled.
+#[test]
+fn a_user_is_the_one_at_the_close_or_none() {
+    const TIMES: usize = 400;
+    let run = Run::start(true);
+    let (written, _) = run.collect(&format!("./actors users {TIMES}"), b'u', TIMES, 0);
+    let mut known = 0;
+    for (name, (process, _)) in &written {
+        let wanted = if number(name) % 2 == 0 { 65_534 } else { 0 };
+        assert!(process.uid.is_none_or(|uid| uid == wanted), "{}: {process:?}", name.escape_ascii());
+        known += usize::from(process.uid.is_some());
+    }
+    println!("users: right {known} of {TIMES}, none {}, wrong 0", TIMES - known);
+    run.sensors.stop();
+}
+
 #[test]
 fn a_reader_with_too_much_to_do_is_not_urgent_any_more_until_it_has_slept() {
     let run = Run::start(true);

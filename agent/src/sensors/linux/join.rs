@@ -164,6 +164,8 @@ struct Deferred {
     seen: Seen,
     /// Whose; none when two had its pid.
     who: Option<Who>,
+    /// When it can have been queued.
+    window: Window,
     turn: u64,
 }
 
@@ -211,6 +213,7 @@ impl Joiner {
 
     /// The connector's part of a turn, event by event.
     pub(crate) fn tell(&mut self, told: Told, at: Moment) {
+        self.table.tell_time(at.uptime_ns);
         match told {
             Told::Fork { parent, child, start_ns } => {
                 self.table.fork(parent, child, start_ns, at.uptime_ns);
@@ -271,7 +274,7 @@ impl Joiner {
                 continue;
             }
             if let Some(file) = waiting.seen.written.take() {
-                self.written(who, file, coming, waiting.seen.at);
+                self.written(who, file, coming, waiting.window, waiting.seen.at);
             }
             if let Some(program) = waiting.seen.run.take() {
                 ahead.insert(who, coming.saturating_sub(1));
@@ -305,7 +308,7 @@ impl Joiner {
                 None
             }
         };
-        Deferred { seen, who, turn: self.turn }
+        Deferred { seen, who, window, turn: self.turn }
     }
 
     /// An event of one of several that had its pid: it is told, and nobody is named. A program may have been
@@ -327,7 +330,8 @@ impl Joiner {
         for mut seen in batch {
             let who = Who::from(seen.pid);
             if let Some(file) = seen.written.take() {
-                self.written(who, file, 1, seen.at);
+                let window = Window { since_ns: 0, read_ns: 0, until_ns: 0 };
+                self.written(who, file, 1, window, seen.at);
             }
             if let Some(program) = seen.run.take() {
                 self.hold(who, program, seen.at);
@@ -371,7 +375,7 @@ impl Joiner {
         self.table.unsettled(who) > 0 && fresh && self.deferred.len() < DEFERRED_MAX
     }
 
-    fn written(&mut self, who: Who, file: OpenFile, coming: usize, at: Moment) {
+    fn written(&mut self, who: Who, file: OpenFile, coming: usize, window: Window, at: Moment) {
         let parent = self.table.newest(self.table.parent(who));
         if self.is_complete(parent, true) {
             self.settle_groups(parent, 1);
@@ -381,7 +385,7 @@ impl Joiner {
         } else if coming == 0 {
             self.settle_rest(who);
         }
-        let mut process = self.table.describe(who, Which::Settled);
+        let mut process = self.table.describe_at(who, Which::Settled, window, true);
         if self.blurred.contains(&who) && self.table.unsettled(who) > 0 {
             // Before or after its exec: nobody knows.
             process = process.map(|process| wire::Process {

@@ -15,7 +15,7 @@ const GRANULE_NS: u64 = 100_000_000;
 /// A fork is told at most this long after it happened, nearly always. Nanoseconds.
 const TOLD_LATE_NS: u64 = 20_000_000;
 /// Times of the kernel's messages and of our own reads differ by less. Nanoseconds.
-const SLACK_NS: u64 = 1_000_000;
+pub(crate) const SLACK_NS: u64 = 1_000_000;
 
 /// One of those that had a pid one after another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -22,7 +22,7 @@ mod lineage;
 /// The container that a control group belongs to.
 mod container;
 
-pub(crate) use identity::{Holder, Standing, Who, Window, is_ambiguous, is_same_start};
+pub(crate) use identity::{Holder, SLACK_NS, Standing, Who, Window, is_ambiguous, is_same_start};
 pub(crate) use image::{Facts, cut_args};
 
 use identity::{Tenure, entity_id};
@@ -71,6 +71,12 @@ struct Entry {
     link: Option<Rc<Link>>,
     uid: Option<u32>,
     gid: Option<u32>,
+    /// Since when it has had them; 0: always. CLOCK_BOOTTIME, nanoseconds.
+    user_since_ns: u64,
+    /// What it had before, and since when.
+    user_before: (Option<u32>, Option<u32>, u64),
+    /// Its newest exec was told.
+    exec_ns: u64,
     login_uid: Option<u32>,
     login_session: Option<u32>,
     session: Option<u32>,
@@ -107,6 +113,8 @@ pub(crate) struct ProcessTable {
     former_count: usize,
     lives: u64,
     tombstones: VecDeque<(u32, u64, u64)>,
+    /// When what is told now happened. CLOCK_BOOTTIME, nanoseconds.
+    now_ns: u64,
     /// Somebody who ended before this may be forgotten.
     forgotten_ns: Option<u64>,
     args_bytes: Rc<Cell<usize>>,
@@ -133,6 +141,9 @@ impl Entry {
             link: None,
             uid: None,
             gid: None,
+            user_since_ns: 0,
+            user_before: (None, None, 0),
+            exec_ns: 0,
             login_uid: None,
             login_session: None,
             session: None,
@@ -144,7 +155,7 @@ impl Entry {
             exiting: false,
             ended: false,
         };
-        entry.learn(facts, source);
+        entry.learn(facts, source, 0);
         entry
     }
 
@@ -163,10 +174,19 @@ impl Entry {
         entry
     }
 
+    /// Another user or group; the same again is no change.
+    fn becomes(&mut self, uid: Option<u32>, gid: Option<u32>, source: Source, at_ns: u64) {
+        if (uid, gid) != (self.uid, self.gid) && at_ns > 0 {
+            self.user_before = (self.uid, self.gid, self.user_since_ns);
+            self.user_since_ns = at_ns;
+        }
+        (self.uid, self.gid, self.sources.user) = (uid, gid, source);
+    }
+
     /// User, login and control group, as far as `facts` have them.
-    fn learn(&mut self, facts: &Facts, source: Source) {
+    fn learn(&mut self, facts: &Facts, source: Source, at_ns: u64) {
         if facts.uid.is_some() {
-            (self.uid, self.gid, self.sources.user) = (facts.uid, facts.gid, source);
+            self.becomes(facts.uid, facts.gid, source, at_ns);
         }
         if facts.session.is_some() {
             (self.login_uid, self.login_session) = (facts.login_uid, facts.login_session);
@@ -198,6 +218,7 @@ impl ProcessTable {
             former_count: 0,
             lives: 0,
             tombstones: VecDeque::new(),
+            now_ns: 0,
             forgotten_ns: None,
             args_bytes: Rc::default(),
         }
@@ -346,8 +367,9 @@ impl ProcessTable {
         let old = std::mem::replace(&mut entry.image, image);
         entry.before.push_back(old);
         (entry.link, entry.doubtful) = (None, false);
+        entry.exec_ns = self.now_ns;
         if let Some(facts) = facts {
-            entry.learn(facts, Source::Proc);
+            entry.learn(facts, Source::Proc, self.now_ns);
         }
     }
 
@@ -382,14 +404,14 @@ impl ProcessTable {
     /// The effective user changed.
     pub(crate) fn user(&mut self, pid: u32, uid: u32) {
         if let Some(entry) = self.entries.get_mut(&pid) {
-            (entry.uid, entry.sources.user) = (Some(uid), Source::Join);
+            entry.becomes(Some(uid), entry.gid, Source::Join, self.now_ns);
         }
     }
 
     /// The effective group changed.
     pub(crate) fn group(&mut self, pid: u32, gid: u32) {
         if let Some(entry) = self.entries.get_mut(&pid) {
-            (entry.gid, entry.sources.user) = (Some(gid), Source::Join);
+            entry.becomes(entry.uid, Some(gid), Source::Join, self.now_ns);
         }
     }
 
@@ -460,6 +482,41 @@ impl ProcessTable {
             return Some(process(who.pid, entry, &Image::default()));
         }
         Some(process(who.pid, entry, &image.borrow()))
+    }
+
+    /// What is told next happened then. CLOCK_BOOTTIME, nanoseconds.
+    pub(crate) fn tell_time(&mut self, at_ns: u64) {
+        self.now_ns = at_ns;
+    }
+
+    /// The same, for what it did within a window: with the user that it was then, or with none when it became
+    /// another within that window. `ordered`: it is known to have done it after its newest exec, if that is settled.
+    #[must_use]
+    pub(crate) fn describe_at(
+        &self,
+        who: Who,
+        which: Which,
+        window: Window,
+        ordered: bool,
+    ) -> Option<wire::Process> {
+        let mut process = self.describe(who, which)?;
+        let entry = self.entry(who)?;
+        let (uid, gid, before_since_ns) = entry.user_before;
+        let after_exec = ordered && entry.before.is_empty() && entry.exec_ns >= entry.user_since_ns;
+        if entry.user_since_ns == 0 || after_exec || entry.user_since_ns + SLACK_NS <= window.since_ns {
+            return Some(process);
+        }
+        let was_before = entry.user_since_ns > window.until_ns + SLACK_NS
+            && (before_since_ns == 0 || before_since_ns + SLACK_NS <= window.since_ns);
+        if was_before {
+            (process.uid, process.gid) = (uid, gid);
+        } else {
+            (process.uid, process.gid) = (None, None);
+            if let Some(sources) = &mut process.sources {
+                sources.user = Source::None.into();
+            }
+        }
+        Some(process)
     }
 
     /// A process as its children's parent.

@@ -18,7 +18,7 @@ use super::urgency::{Change, Urgency};
 use crate::host::{Host, Moment};
 use crate::sensors::Observation;
 use crate::sensors::outlet::Outlet;
-use crate::sensors::processes::{Facts, ProcessTable, Who};
+use crate::sensors::processes::{Facts, ProcessTable, Who, Window};
 use crate::sensors::users::Users;
 use crate::sys::connector::Connector;
 use crate::sys::fanotify::{Group, NameGroup};
@@ -125,7 +125,7 @@ struct Reader {
 
 /// A change of a name by somebody who has just run a program, when it is not known yet which.
 struct Unattributed {
-    who: Option<Who>,
+    who: Option<(Who, Window)>,
     observation: Observation,
     turns: u32,
 }

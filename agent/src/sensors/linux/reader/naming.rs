@@ -103,7 +103,7 @@ impl Reader {
             names::Change::Observed(pid, observation) => (pid, *observation),
         };
         let who = self.author(pid, event.filter(|event| event.pid == pid), read);
-        let waits = who.is_some_and(|who| self.joiner.table.unsettled(who) > 0);
+        let waits = who.is_some_and(|(who, _)| self.joiner.table.unsettled(who) > 0);
         if waits && self.unattributed.len() < UNATTRIBUTED_MAX {
             self.unattributed.push(Unattributed { who, observation, turns: 0 });
         } else {
@@ -115,7 +115,7 @@ impl Reader {
     pub(super) fn attribute_names(&mut self, now: Moment) {
         for mut waiting in std::mem::take(&mut self.unattributed) {
             waiting.turns += 1;
-            let waits = waiting.who.is_some_and(|who| self.joiner.table.unsettled(who) > 0);
+            let waits = waiting.who.is_some_and(|(who, _)| self.joiner.table.unsettled(who) > 0);
             if waits && waiting.turns < UNATTRIBUTED_TURNS_MAX {
                 self.unattributed.push(waiting);
             } else {
@@ -124,19 +124,30 @@ impl Reader {
         }
     }
 
-    pub(super) fn pass_name(&mut self, who: Option<Who>, mut observation: Observation, now: Moment) {
+    pub(super) fn pass_name(
+        &mut self,
+        who: Option<(Who, Window)>,
+        mut observation: Observation,
+        now: Moment,
+    ) {
         if let Observation::FileWritten { process, .. } | Observation::NameChanged { process, .. } =
             &mut observation
         {
             // What it runs is the newest that is known, because the content's batch was read after the names.
-            *process = who.and_then(|who| self.joiner.table.describe(who, Which::Newest));
+            *process = who
+                .and_then(|(who, window)| self.joiner.table.describe_at(who, Which::Newest, window, false));
             *process = process.take().map(|process| self.with_user(process));
         }
         self.parts.outlet.pass(observation, now);
     }
 
     /// Who changed a name, by the rules of the join: right or nobody.
-    pub(super) fn author(&mut self, pid: u32, event: Option<&NameEvent<'_>>, read: Read) -> Option<Who> {
+    pub(super) fn author(
+        &mut self,
+        pid: u32,
+        event: Option<&NameEvent<'_>>,
+        read: Read,
+    ) -> Option<(Who, Window)> {
         let with_pidfd = self.parts.names.as_ref().is_some_and(|(group, _)| group.pidfd);
         if self.parts.connector.is_none() && !with_pidfd {
             return None; // the connector failed: nobody tells who lives
@@ -148,9 +159,9 @@ impl Reader {
         match self.joiner.table.holder(pid, standing, window) {
             Holder::One(who) => {
                 self.names_since_ns = self.names_since_ns.max(self.joiner.table.told_ns(who));
-                Some(who)
+                Some((who, window))
             }
-            Holder::Nobody => Some(pid.into()),
+            Holder::Nobody => Some((pid.into(), window)),
             Holder::Several => None,
         }
     }

@@ -21,6 +21,7 @@ pub struct Args {
 /// # Errors
 /// What can't be used, or which stage failed.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    crate::sys::memory::keep_little();
     let config = Config::load(args.config.as_deref(), args.state.as_deref())?;
     let (stopper, stop) = stop::channel();
     stop::on_signal(stopper)?;

@@ -291,7 +291,12 @@ impl Running {
                 self.counters.rescan_files.add(report.files + report.hot_files);
                 self.counters.rescan_changed.add(report.changed + report.hot_changed);
                 let detail = report.detail();
-                tracing::info!(detail, "rescanned");
+                // Anybody may mount in a namespace of his own: that must not fill the log.
+                if report.folder.is_empty() {
+                    tracing::info!(detail, "rescanned");
+                } else {
+                    tracing::debug!(detail, "rescanned");
+                }
                 let event = events::rescanned(&self.host, report.whole, &detail);
                 self.emit(event);
             }

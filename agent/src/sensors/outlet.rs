@@ -27,6 +27,8 @@ pub(crate) struct Outlet {
     paths: Paths,
     hot: Hot,
     losses: Vec<Loss>,
+    /// When a loss was last told, by reason.
+    told: Vec<(GapReason, u64)>,
     health: Vec<wire::Health>,
 }
 
@@ -42,6 +44,9 @@ struct Loss {
 
 /// Components that wait for room, each with its last state.
 const HEALTH_MAX: usize = 32;
+/// Losses for one reason are told at most this often, the first at once: anybody can cause some, and none may bury
+/// the detections. CLOCK_BOOTTIME, nanoseconds.
+const LOSS_PACE_NS: u64 = 1_000_000_000;
 
 impl Paths {
     /// Whether a path lies under what is watched and under nothing that is excluded.
@@ -98,7 +103,15 @@ impl Outlet {
     /// A door to `out`.
     #[must_use]
     pub(crate) fn new(out: Sender<Observation>, counters: Arc<Counters>, paths: Paths) -> Self {
-        Self { out, counters, paths, hot: Hot::default(), losses: Vec::new(), health: Vec::new() }
+        Self {
+            out,
+            counters,
+            paths,
+            hot: Hot::default(),
+            losses: Vec::new(),
+            told: Vec::new(),
+            health: Vec::new(),
+        }
     }
 
     /// The filter.
@@ -185,7 +198,8 @@ impl Outlet {
 
     /// Hands over what waits, as far as there is room.
     pub(crate) fn flush(&mut self, now: Moment) {
-        while let Some(loss) = self.losses.first() {
+        while let Some(at) = self.losses.iter().position(|loss| self.is_due(loss.reason, now)) {
+            let Some(loss) = self.losses.get(at) else { return };
             let gap = wire::Gap {
                 reason: loss.reason as i32,
                 count: loss.count,
@@ -197,7 +211,9 @@ impl Outlet {
             if self.out.try_send(Observation::Lost { gap, hot: self.hot.list(), at: now }).is_err() {
                 return;
             }
-            self.losses.remove(0);
+            self.told.retain(|(reason, _)| *reason != loss.reason);
+            self.told.push((loss.reason, now.uptime_ns));
+            self.losses.remove(at);
         }
         while let Some(health) = self.health.first() {
             if self.out.try_send(Observation::Health { health: health.clone(), at: now }).is_err() {
@@ -207,7 +223,18 @@ impl Outlet {
         }
     }
 
-    /// Whether something waits for room.
+    /// Hands over what waits, also what was told a moment ago: the last call.
+    pub(crate) fn flush_all(&mut self, now: Moment) {
+        self.told.clear();
+        self.flush(now);
+    }
+
+    fn is_due(&self, reason: GapReason, now: Moment) -> bool {
+        let told = self.told.iter().find(|(told, _)| *told == reason);
+        told.is_none_or(|(_, at_ns)| now.uptime_ns.saturating_sub(*at_ns) >= LOSS_PACE_NS)
+    }
+
+    /// Whether something waits for room, or for its turn.
     #[must_use]
     pub(crate) fn is_waiting(&self) -> bool {
         !self.losses.is_empty() || !self.health.is_empty()
@@ -245,6 +272,30 @@ mod tests {
             + counters.sensor_shed_duplicate.get();
         let lost = counters.sensor_lost_queue.get() + counters.sensor_lost_kernel.get();
         assert_eq!(counters.sensor_seen.get(), counters.sensor_passed.get() + shed + lost);
+    }
+
+    /// Found by a reader of the README: a gap for every turn of the reader buried the detections.
+    #[test]
+    fn a_loss_is_told_at_once_and_then_once_a_second() {
+        let (out, input) = crossbeam_channel::bounded(100);
+        let mut outlet = Outlet::new(out, Arc::new(Counters::default()), Paths::default());
+        for millisecond in 0..2500 {
+            let now = Moment {
+                unix_ns: millisecond,
+                uptime_ns: 5_000_000_000 + millisecond.unsigned_abs() * 1_000_000,
+            };
+            outlet.lost(GapReason::Mount, Some(1), now, now, "");
+            outlet.flush(now);
+        }
+        outlet.flush_all(moment(2500));
+        let counts: Vec<Option<u64>> = input
+            .try_iter()
+            .map(|told| match told {
+                Observation::Lost { gap, .. } => gap.count,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(counts, [Some(1), Some(1000), Some(1000), Some(499)]);
     }
 
     #[test]

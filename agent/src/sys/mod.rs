@@ -2,6 +2,8 @@
 //!
 //! Nothing here decides anything. Each unsafe block says why it is sound.
 
+/// How much the allocator keeps.
+pub mod memory;
 /// Which clock goes on while the host sleeps.
 pub mod clock;
 /// Which file systems hold files of this host.

@@ -297,7 +297,7 @@ fn a_user_is_the_one_at_the_close_or_none() {
     let (written, _) = run.collect(&format!("./actors users {TIMES}"), b'u', TIMES, 0);
     let mut known = 0;
     for (name, (process, _)) in &written {
-        let wanted = if number(name) % 2 == 0 { 65_534 } else { 0 };
+        let wanted = if number(name).is_multiple_of(2) { 65_534 } else { 0 };
         assert!(process.uid.is_none_or(|uid| uid == wanted), "{}: {process:?}", name.escape_ascii());
         known += usize::from(process.uid.is_some());
     }

@@ -157,7 +157,7 @@ pub(crate) fn run(parts: Parts) {
             reader.slept();
         }
         if ready.iter().any(|event| event.data.u64() == STOP) {
-            reader.parts.outlet.flush(Moment::now());
+            reader.parts.outlet.flush_all(Moment::now());
             return;
         }
         let forks = ready.iter().any(|event| event.data.u64() == FORKS);
@@ -167,7 +167,7 @@ pub(crate) fn run(parts: Parts) {
         turned = Instant::now();
         reader.turn(&epoll);
         if reader.files_are_dead() {
-            reader.parts.outlet.flush(Moment::now());
+            reader.parts.outlet.flush_all(Moment::now());
             // Their numbers may be somebody else's by now: they are never closed.
             let _ = Arc::into_raw(reader.parts.group.clone());
             let _ = reader.parts.names.clone().map(|(group, _)| Arc::into_raw(group));

@@ -96,6 +96,7 @@ pub(crate) fn run(parts: Parts) {
         }
         let wait = canary_at.saturating_duration_since(Instant::now()).min(heartbeat);
         if is_stopped(&test.parts.stop, wait) {
+            test.parts.outlet.flush_all(Moment::now());
             return;
         }
     }

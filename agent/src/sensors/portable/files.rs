@@ -112,6 +112,7 @@ impl Files {
             }
             self.outlet.flush(now);
         }
+        self.outlet.flush_all(Moment::now());
     }
 
     fn roots(&mut self) -> Vec<PathBuf> {

@@ -57,6 +57,7 @@ impl Processes {
             self.look(true);
             self.outlet.flush(Moment::now());
         }
+        self.outlet.flush_all(Moment::now());
     }
 
     fn look(&mut self, tell: bool) {

@@ -14,6 +14,7 @@ use crate::status::{self, Report};
 use crate::stop::{self, Stop};
 use crate::telemetry::Counters;
 use crate::transport::{self, Credentials, State, Transport};
+use crate::worker::poison::Poison;
 use crate::worker::process::{Launcher, resident_bytes};
 use anyhow::{Context, bail};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -30,6 +31,8 @@ use tokio::sync::watch;
 use vidette_protocol::escape;
 use vidette_protocol::wire::{self, event::Kind};
 
+/// Files that killed the scanner, in the state folder.
+const POISON_FILE: &str = "poison";
 /// How often the stages are asked whether they still work, and whether anything waits.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the mark is moved on while nothing waits.
@@ -236,7 +239,8 @@ fn detection_config(config: &Config, host: &Host) -> anyhow::Result<detection::C
         scan_timeout: config.scan_timeout,
         scans_parallel: config.scans_parallel,
         telemetry: config.telemetry,
-        launcher: Launcher::own()?,
+        launcher: Launcher::own()?.with_scratch(&config.state),
+        poison: Poison::at(&config.state.join(POISON_FILE)),
         scope: Scope {
             roots: config.watch.iter().map(|path| resolved(path)).collect(),
             exclude: excluded(config),

@@ -23,6 +23,7 @@ use vidette_agent::detection::{self, Config, Detection, EVENTS_QUEUE_MAX, Snapsh
 use vidette_agent::host::{Host, Moment};
 use vidette_agent::sensors::{OBSERVATIONS_QUEUE_MAX, Observation, OpenFile};
 use vidette_agent::telemetry::{Counters, Equation};
+use vidette_agent::worker::poison::Poison;
 use vidette_agent::worker::process::Launcher;
 use vidette_protocol::wire::{self, GapReason, Trigger, Verdict, event::Kind};
 
@@ -60,7 +61,11 @@ impl Stage {
             scan_timeout: SCAN_TIMEOUT,
             scans_parallel: 2,
             telemetry: true,
-            launcher: Launcher::of(Path::new(env!("CARGO_BIN_EXE_vidette-agent"))).unwrap(),
+            // Tests stop the scanner, so that files wait.
+            launcher: Launcher::of(Path::new(env!("CARGO_BIN_EXE_vidette-agent")))
+                .unwrap()
+                .with_patience(PATIENCE),
+            poison: Poison::default(),
             scope: Scope { roots: vec![bytes(&root)], exclude: vec![bytes(&root.join("left-out"))] },
         };
         let detection = detection::start(config, counters.clone(), observations, out).unwrap();
@@ -265,8 +270,8 @@ fn one_user_s_storm_does_not_delay_another_s_file() {
         }
     }
     println!("{shed} of {STORM} shed; scanned as number: {places:?}; ticks of its thread: {}", ticks());
-    // Two were in the worker's hands; three users and two programs take turns.
-    assert!(places.iter().all(|(_, place)| *place <= 16), "{places:?}");
+    // A few batches were in the worker's hands; three users and two programs take turns.
+    assert!(places.iter().all(|(_, place)| *place <= 48), "{places:?}");
     let (_, counters) = stage.end();
     assert!(counters.detection_lost_queue.get() >= (STORM - FILES_MAX - 64) as u64);
 }
@@ -326,7 +331,8 @@ fn what_may_be_run_and_what_runs_goes_first() {
         place += 1;
     }
     order.sort_unstable();
-    assert!(order.iter().all(|(_, place)| *place <= 8), "{order:?}");
+    // Behind what the worker already had.
+    assert!(order.iter().all(|(_, place)| *place <= 40), "{order:?}");
     stage.end();
 }
 

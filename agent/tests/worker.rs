@@ -19,6 +19,7 @@ use vidette_agent::host::{Host, Moment};
 use vidette_agent::sensors::{Observation, OpenFile};
 use vidette_agent::sys::sandbox::Violation;
 use vidette_agent::telemetry::Counters;
+use vidette_agent::worker::poison::Poison;
 use vidette_agent::worker::pool::{self, Pool, Settings};
 use vidette_agent::worker::process::Launcher;
 use vidette_agent::worker::{Outcome, RuleSet, Scan};
@@ -57,7 +58,7 @@ fn rules(text: &str) -> RuleSet {
 
 fn pool_with(violation: Violation, threads: usize, size_max_bytes: u64, timeout: Duration) -> Pool {
     let launcher = Launcher::of(Path::new(AGENT)).unwrap().with_violation(violation);
-    Pool::new(Settings { launcher, rules: rules(MARKER_RULES), threads, size_max_bytes, timeout })
+    Pool::new(Settings { threads, size_max_bytes, timeout, ..Settings::new(launcher, rules(MARKER_RULES)) })
 }
 
 fn pool() -> Pool {
@@ -206,22 +207,41 @@ fn a_match_is_told_with_everything() {
 
 #[test]
 fn of_a_large_file_head_and_tail_are_scanned() {
-    const SIZE: u64 = 5 << 30;
+    const SIZE: usize = 3 << 20;
     let mut pool = pool();
     for (at, expected) in
         [(0, Verdict::Matched), (SIZE - 100, Verdict::Matched), (SIZE / 2, Verdict::TooLarge)]
     {
+        let mut content = vec![b'.'; SIZE];
+        content[at..at + 21].copy_from_slice(b"vidette-marker-string");
+        let scan = scanned(scan_one(&mut pool, file(&content)));
+        assert_eq!(scan.verdict, expected, "marker at {at}");
+        assert!(scan.detail.contains("truncated") && scan.scanned_bytes == 1 << 20, "{scan:?}");
+        if expected == Verdict::Matched {
+            assert_eq!(scan.rules[0].patterns[0].offset, at as u64);
+            let mut scanned = content[..1 << 19].to_vec();
+            scanned.extend_from_slice(&content[SIZE - (1 << 19)..]);
+            assert_eq!(scan.sha256.unwrap().as_slice(), Sha256::digest(&scanned).as_slice());
+        }
+    }
+}
+
+#[test]
+fn of_a_sparse_file_the_data_are_scanned_wherever_they_are() {
+    const SIZE: u64 = 1 << 40;
+    let mut pool = pool();
+    for at in [0, SIZE / 3, SIZE - 100] {
         let mut sparse = tempfile::tempfile().unwrap();
         sparse.set_len(SIZE).unwrap();
         sparse.seek(SeekFrom::Start(at)).unwrap();
         sparse.write_all(b"vidette-marker-string").unwrap();
         let scan = scanned(scan_one(&mut pool, sparse));
-        assert_eq!(scan.verdict, expected, "marker at {at}");
-        assert!(scan.detail.contains("truncated") && scan.scanned_bytes == 1 << 20, "{scan:?}");
-        if expected == Verdict::Matched {
-            assert_eq!(scan.rules[0].patterns[0].offset, at);
-        }
+        assert_eq!((scan.verdict, scan.rules[0].patterns[0].offset), (Verdict::Matched, at));
+        assert!(scan.detail.contains("sparse") && scan.scanned_bytes <= 1 << 20, "{scan:?}");
     }
+    let empty = tempfile::tempfile().unwrap();
+    empty.set_len(SIZE).unwrap();
+    assert_eq!(scanned(scan_one(&mut pool, empty)).verdict, Verdict::TooLarge);
 }
 
 #[test]
@@ -258,18 +278,23 @@ fn submit_to_stopped(pool: &mut Pool, id: u64, content: &[u8]) -> Vec<pool::Outp
 }
 
 #[test]
-fn a_worker_that_is_killed_costs_one_file_and_the_next_is_scanned() {
+fn a_worker_that_is_killed_once_costs_nothing() {
     for deadly in [rustix::process::Signal::KILL, rustix::process::Signal::ABORT] {
         let mut pool = pool();
         ready(&mut pool);
-        let outputs = submit_to_stopped(&mut pool, 1, b"one");
+        let mut outputs = submit_to_stopped(&mut pool, 1, b"one");
         let first = pool.pid().unwrap();
         signal(first, deadly);
         signal(first, rustix::process::Signal::CONT);
-        let Outcome::Died(detail) = finish(&mut pool, outputs).remove(&1).unwrap() else { panic!() };
-        assert!(detail.contains(&format!("signal {}", deadly.as_raw())), "{detail}");
+        outputs.extend(pool.wait(PATIENCE));
+        let died = |output: &pool::Output| {
+            matches!(output, pool::Output::Died(detail)
+            if detail.contains(&format!("signal {}", deadly.as_raw())))
+        };
+        assert!(outputs.iter().any(died), "{outputs:?}");
+        assert_eq!(scanned(finish(&mut pool, outputs).remove(&1).unwrap()).verdict, Verdict::Clean);
         assert_eq!(scanned(scan_one(&mut pool, file(b"vidette-marker-string"))).verdict, Verdict::Matched);
-        assert_ne!(pool.pid().unwrap(), first);
+        assert!(pool.pid().unwrap() != first && pool.poison().is_empty());
     }
 }
 
@@ -286,21 +311,13 @@ fn of_two_in_flight_none_is_blamed_for_a_death_that_was_neither_s_fault() {
 }
 
 #[test]
-fn a_worker_that_hangs_is_killed_and_the_file_not_tried_again() {
-    let mut pool = pool_with(Violation::Deny, 1, 1 << 20, Duration::from_secs(2));
+fn a_worker_that_somebody_stops_is_replaced_and_no_file_is_blamed() {
+    let mut pool = pool_with(Violation::Deny, 1, 1 << 20, Duration::from_secs(600));
     ready(&mut pool);
-    let stuck = file(b"one");
-    signal(pool.pid().unwrap(), rustix::process::Signal::STOP);
-    let outputs = pool.submit(1, stuck.try_clone().unwrap().into(), Instant::now());
-    assert!(matches!(finish(&mut pool, outputs)[&1], Outcome::TimedOut(_)));
-    let Outcome::Died(detail) = scan_one(&mut pool, stuck.try_clone().unwrap()) else {
-        panic!("tried again")
-    };
-    assert!(detail.contains("not tried again"), "{detail}");
-    assert_eq!(pool.poisoned(), 1);
-    // Another content is another file.
-    stuck.set_len(2).unwrap();
-    assert_eq!(scanned(scan_one(&mut pool, stuck)).verdict, Verdict::Clean);
+    let outputs = submit_to_stopped(&mut pool, 1, b"one");
+    let first = pool.pid().unwrap();
+    assert_eq!(scanned(finish(&mut pool, outputs).remove(&1).unwrap()).verdict, Verdict::Clean);
+    assert!(pool.pid().unwrap() != first && pool.poison().is_empty());
 }
 
 #[test]
@@ -340,8 +357,7 @@ fn a_worker_dies_with_its_pool() {
 #[test]
 fn a_program_that_is_no_worker_is_given_up() {
     let launcher = Launcher::of(Path::new("/bin/true")).unwrap();
-    let (rules, timeout) = (rules(MARKER_RULES), Duration::from_secs(2));
-    let mut pool = Pool::new(Settings { launcher, rules, threads: 1, size_max_bytes: 1 << 20, timeout });
+    let mut pool = Pool::new(Settings::new(launcher, rules(MARKER_RULES)));
     assert!(matches!(scan_one(&mut pool, file(b"one")), Outcome::NotScanned(_)));
 }
 
@@ -381,6 +397,7 @@ fn stage(rules: RuleSources) -> Stage {
         scans_parallel: 2,
         telemetry: true,
         launcher: Launcher::of(Path::new(AGENT)).unwrap(),
+        poison: Poison::default(),
         scope: Scope::default(),
     };
     let detection = detection::start(config, counters.clone(), observations, out).unwrap();
@@ -645,6 +662,7 @@ fn a_stage_without_a_worker_says_so_and_records_what_it_saw() {
         scans_parallel: 1,
         telemetry: true,
         launcher: Launcher::of(Path::new("/bin/true")).unwrap(),
+        poison: Poison::default(),
         scope: Scope::default(),
     };
     let detection = detection::start(config, counters.clone(), observations, out).unwrap();

@@ -1,10 +1,10 @@
 //! `vidette-agent rules check FILE…`: what the scanner thinks of rules, asked in its sandbox.
 
 use crate::detection::rules::RuleSources;
+use crate::worker::Source;
 use crate::worker::messages::{Loaded, Problem};
 use crate::worker::pool::{Output, Pool, Settings};
 use crate::worker::process::Launcher;
-use crate::worker::{SIZE_DEFAULT_BYTES, Source};
 use anyhow::{Result, bail};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,8 +13,6 @@ use vidette_protocol::escape;
 
 /// How long a look at the worker waits at most.
 const WAIT: Duration = Duration::from_secs(1);
-/// Not used for anything: nothing is scanned here.
-const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// `vidette-agent rules …`
 #[derive(Debug, Clone, clap::Subcommand)]
@@ -73,13 +71,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
 
 fn ask(rules: crate::worker::RuleSet) -> Result<Loaded> {
     let launcher = Launcher::own()?;
-    let mut pool = Pool::new(Settings {
-        launcher,
-        rules,
-        threads: 1,
-        size_max_bytes: SIZE_DEFAULT_BYTES,
-        timeout: TIMEOUT,
-    });
+    let mut pool = Pool::new(Settings::new(launcher, rules));
     let mut outputs = pool.prepare(Instant::now());
     loop {
         for output in outputs {

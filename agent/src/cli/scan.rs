@@ -170,11 +170,10 @@ impl Scan {
         let totals = Totals { bad_rules: found.errors.len(), ..Default::default() };
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let settings = Settings {
-            launcher: Launcher::own()?,
-            rules: found.into_set(),
             threads: args.threads.unwrap_or(processors).clamp(1, THREADS_MAX),
             size_max_bytes: args.max_size.0,
             timeout,
+            ..Settings::new(Launcher::own()?, found.into_set())
         };
         Ok(Self {
             host: Host::read(),

@@ -44,6 +44,7 @@ mod run;
 use crate::host::Host;
 use crate::sensors::Observation;
 use crate::telemetry::Counters;
+use crate::worker::poison::Poison;
 use crate::worker::process::{Launcher, resident_bytes};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rescan::{Desk, Progress, Rescans, Wish};
@@ -76,6 +77,8 @@ pub struct Config {
     pub telemetry: bool,
     /// What the worker is started from.
     pub launcher: Launcher,
+    /// Files that kill it.
+    pub poison: Poison,
     /// Where files are looked at again after a loss.
     pub scope: Scope,
 }

@@ -27,6 +27,8 @@ use vidette_protocol::wire::{self, HealthState, Trigger, Verdict};
 
 /// Observations that are taken before the worker is looked after again.
 const TAKEN_AT_ONCE_MAX: usize = 256;
+/// Small files that the worker is handed together: what is urgent stands behind a few such batches.
+const BATCH: usize = 8;
 /// The longest sleep, so that no mistake in a deadline stops the stage for good.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
@@ -89,11 +91,12 @@ impl Stage {
         let found = config.rules.load();
         let source_errors = found.errors.clone();
         let mut pool = Pool::new(Settings {
-            launcher: config.launcher,
-            rules: found.into_set(),
             threads: config.scans_parallel,
             size_max_bytes: config.size_max_bytes,
             timeout: config.scan_timeout,
+            poison: config.poison,
+            batch: BATCH,
+            ..Settings::new(config.launcher, found.into_set())
         });
         // A file of the user's that kills the compiler must not cost the rules that ship.
         if config.rules.builtin && !config.rules.files.is_empty() {
@@ -222,7 +225,7 @@ impl Running {
         shared.queue_length = self.queue.len() + self.in_flight.len() + self.rescans.told().len();
         shared.events_waiting = self.out.len();
         shared.loss_untold = self.losses.tell_at().is_some();
-        shared.poisoned = self.pool.poisoned();
+        shared.poisoned = self.pool.poison().len();
         if shared.rules_version != self.pool.rules_version() {
             self.pool.rules_version().clone_into(&mut shared.rules_version);
         }

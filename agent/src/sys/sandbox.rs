@@ -22,8 +22,10 @@ pub const NOBODY: u32 = 65_534;
 pub const DATA_BYTES_MAX: u64 = 1 << 30;
 /// Address space of the worker: above its memory, because thread arenas and guards reserve what they never touch. Bytes.
 pub const ADDRESS_SPACE_BYTES_MAX: u64 = 8 << 30;
-/// Open descriptors of the worker: its socket, the null device twice, and one file for each scan in flight.
-pub const DESCRIPTORS_MAX: u64 = 32;
+/// Open descriptors of the worker: its socket, the null device twice, and the files that it was handed.
+pub const DESCRIPTORS_MAX: u64 = 1024;
+/// What a compiling worker may write: its rules. Bytes.
+pub const COMPILED_BYTES_MAX: u64 = 256 << 20;
 /// Numbers of capabilities that are tried; the kernel says which is the last (41 are known in Linux 6.18).
 const CAPABILITIES_MAX: libc::c_ulong = 64;
 /// Descriptors that are closed one by one where the kernel can't do it at once.
@@ -40,6 +42,15 @@ pub enum Violation {
     Kill,
 }
 
+/// What the process is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Duty {
+    /// Reading files.
+    Scan,
+    /// Also writing to the one file that it is handed for compiled rules.
+    Compile,
+}
+
 /// How much of the sandbox this kernel has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
@@ -53,7 +64,7 @@ pub struct Report {
 ///
 /// # Errors
 /// Names the step that failed; the caller must end then, because it may be half inside.
-pub fn enter(violation: Violation) -> Result<Report> {
+pub fn enter(violation: Violation, duty: Duty) -> Result<Report> {
     close_all_but_standard().context("could not close inherited descriptors")?;
     ignore_stop_signals();
     let user_dropped = drop_user()?;
@@ -64,9 +75,9 @@ pub fn enter(violation: Violation) -> Result<Report> {
     // After the change of user, which clears it.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("could not tie to the parent")?;
-    limit_resources()?;
+    limit_resources(duty)?;
     let landlock = enter_landlock()?;
-    enter_seccomp(violation)?;
+    enter_seccomp(violation, duty)?;
     Ok(Report { landlock, user_dropped })
 }
 
@@ -141,12 +152,16 @@ fn drop_capabilities() -> Result<()> {
 
 /// No limit on processes: it counts every process of the user `nobody`, also those of others, and the system-call
 /// filter lets only threads be made.
-fn limit_resources() -> Result<()> {
+fn limit_resources(duty: Duty) -> Result<()> {
+    let written = match duty {
+        Duty::Scan => 0,
+        Duty::Compile => COMPILED_BYTES_MAX,
+    };
     for (resource, limit) in [
         (Resource::As, ADDRESS_SPACE_BYTES_MAX),
         (Resource::Data, DATA_BYTES_MAX),
         (Resource::Nofile, DESCRIPTORS_MAX),
-        (Resource::Fsize, 0),
+        (Resource::Fsize, written),
         (Resource::Core, 0),
         (Resource::Memlock, 0),
         (Resource::Msgqueue, 0),
@@ -176,7 +191,7 @@ fn enter_landlock() -> Result<&'static str> {
     })
 }
 
-fn enter_seccomp(violation: Violation) -> Result<()> {
+fn enter_seccomp(violation: Violation, duty: Duty) -> Result<()> {
     // Three filters, since one has one answer for all that match: the strictest answer counts (seccomp(2)).
     // glibc makes threads by clone3, whose flags lie in memory where a filter can't see them; when that does not
     // exist it falls back to clone, whose flags are an argument.
@@ -190,7 +205,7 @@ fn enter_seccomp(violation: Violation) -> Result<()> {
         Violation::Deny => SeccompAction::Errno(errno(libc::EPERM)),
         Violation::Kill => SeccompAction::KillProcess,
     };
-    install(allowed_calls()?, denied, SeccompAction::Allow)
+    install(allowed_calls(duty)?, denied, SeccompAction::Allow)
 }
 
 fn errno(number: i32) -> u32 {
@@ -219,6 +234,7 @@ const CALLS: &[libc::c_long] = &[
     // Files that were handed over, the socket.
     libc::SYS_read,
     libc::SYS_pread64,
+    libc::SYS_lseek,
     libc::SYS_fstat,
     libc::SYS_close,
     libc::SYS_recvmsg,
@@ -254,8 +270,11 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_sigaltstack,
 ];
 
-fn allowed_calls() -> Result<BTreeMap<i64, Vec<SeccompRule>>> {
+fn allowed_calls(duty: Duty) -> Result<BTreeMap<i64, Vec<SeccompRule>>> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = CALLS.iter().map(|call| (*call, vec![])).collect();
+    if duty == Duty::Compile {
+        rules.insert(libc::SYS_write, vec![]);
+    }
     let executable = u64::from(libc::PROT_EXEC.unsigned_abs());
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
     let own_process = u64::from(std::process::id());

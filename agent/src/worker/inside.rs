@@ -4,21 +4,33 @@
 //! parent must not get is a worker that lives on with half of its threads.
 
 use super::messages::{
-    Ask, Load, Loaded, REQUEST_BYTES_MAX, RawAnswer, Ready, Request, RuleFile, RuleFiles, Say, ScanRequest,
+    ANSWER_BYTES_MAX, Ask, Load, REQUEST_BYTES_MAX, RawAnswer, Ready, Request, Say, ScanRequest, Scanned,
+    ScannedFiles,
 };
-use super::scan::MATCHES_PER_PATTERN_MAX;
-use super::{RULES_BYTES_MAX, THREADS_MAX, channel, clip, compile, scan};
-use crate::sys::sandbox::{self, Violation};
-use anyhow::{Context as _, Result, bail, ensure};
+use super::sets::{Scanners, Seen, Sets};
+use super::{THREADS_MAX, channel, clip, scan};
+use crate::sys::sandbox::{self, Duty, Violation};
+use anyhow::{Context as _, Result, bail};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use prost::Message as _;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 use vidette_protocol::limits::TEXT_BYTES_MAX;
-use yara_x::{Rules, Scanner};
 
 /// Parsers of nested formats recurse. Bytes.
 const STACK_BYTES: usize = 8 << 20;
+/// Verdicts are told together up to this size. Bytes.
+const ANSWERS_BYTES: usize = 16 << 10;
+/// And held back no longer than this, apart from the scan that goes on meanwhile.
+const ANSWERS_TIME: Duration = Duration::from_millis(20);
+/// Messages with files that wait for a thread: the parent sends no more than a few for each.
+const PARCELS_MAX: usize = 4 * THREADS_MAX;
+
+const _: () = assert!(ANSWERS_BYTES < ANSWER_BYTES_MAX);
+
+/// Files that one thread takes together.
+type Parcel = Vec<(ScanRequest, OwnedFd)>;
 
 /// Runs until the parent closes the socket.
 ///
@@ -28,7 +40,23 @@ pub fn run(violation: Violation) -> Result<ExitCode> {
     let socket = rustix::stdio::stdin();
     let _ = rustix::thread::set_name(c"vidette-worker");
     end_on_panic(socket);
-    let entered = sandbox::enter(violation);
+    enter(socket, violation, Duty::Scan)?;
+    let Some((ask, descriptors)) = receive(socket)? else { return Ok(ExitCode::SUCCESS) };
+    let Ask::Load(Load { version, threads, sets }) = ask else {
+        bail!("the agent sent a file before the rules")
+    };
+    let file = descriptors.into_iter().next().context("the agent sent no rules")?;
+    let sets = Sets::new(file, sets);
+    // The others when the first file needs them.
+    sets.load_common().map_err(|error| last_words(socket, error))?;
+    say(socket, Say::Loaded(version))?;
+    let threads = usize::try_from(threads).unwrap_or(1).clamp(1, THREADS_MAX);
+    serve(socket, &sets, threads)
+}
+
+/// Closes the sandbox and says so.
+pub(super) fn enter(socket: BorrowedFd<'_>, violation: Violation, duty: Duty) -> Result<()> {
+    let entered = sandbox::enter(violation, duty);
     let ready = match &entered {
         Ok(report) => Ready {
             landlock: report.landlock.to_owned(),
@@ -38,105 +66,115 @@ pub fn run(violation: Violation) -> Result<ExitCode> {
         Err(error) => Ready { failure: clip(&format!("{error:#}"), TEXT_BYTES_MAX), ..Default::default() },
     };
     say(socket, Say::Ready(ready))?;
-    entered?;
-    let Some((load, files)) = receive_rules(socket)? else { return Ok(ExitCode::SUCCESS) };
-    let compiled = compile::compile(&files);
-    drop(files);
-    say(
-        socket,
-        Say::Loaded(Loaded {
-            version: load.version,
-            rules: u32::try_from(compiled.rules.iter().count()).unwrap_or(u32::MAX),
-            problems: compiled.problems,
-            problems_left_out: compiled.left_out,
-        }),
-    )?;
-    let threads = usize::try_from(load.threads).unwrap_or(1).clamp(1, THREADS_MAX);
-    serve(socket, &compiled.rules, threads)
+    entered.map(drop)
 }
 
-fn end_on_panic(socket: BorrowedFd<'static>) {
+pub(super) fn end_on_panic(socket: BorrowedFd<'static>) {
     std::panic::set_hook(Box::new(move |panic| {
         let _ = say(socket, Say::Dying(clip(&format!("the scanner panicked: {panic}"), TEXT_BYTES_MAX)));
         std::process::abort();
     }));
 }
 
-fn say(socket: BorrowedFd<'_>, say: Say) -> Result<()> {
-    let message = RawAnswer { say: Some(say) }.encode_to_vec();
-    channel::send(socket, &message, None).context("could not answer the agent")
+fn last_words(socket: BorrowedFd<'_>, error: anyhow::Error) -> anyhow::Error {
+    let _ = say(socket, Say::Dying(clip(&format!("{error:#}"), TEXT_BYTES_MAX)));
+    error
 }
 
-fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Ask, OwnedFd)>> {
+pub(super) fn say(socket: BorrowedFd<'_>, say: Say) -> Result<()> {
+    let message = RawAnswer { say: Some(say) }.encode_to_vec();
+    channel::send(socket, &message, &[]).context("could not answer the agent")
+}
+
+pub(super) fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Ask, Vec<OwnedFd>)>> {
     let mut buffer = [0; REQUEST_BYTES_MAX];
     let Some(received) =
         channel::receive(socket, &mut buffer).context("could not read the agent's request")?
     else {
         return Ok(None);
     };
-    let request = Request::decode(&buffer[..received.bytes]).context("could not read the agent's request")?;
-    match (request.ask, received.descriptor) {
-        (Some(ask), Some(descriptor)) => Ok(Some((ask, descriptor))),
-        _ => bail!("the agent sent a request without its descriptor"),
-    }
-}
-
-fn receive_rules(socket: BorrowedFd<'_>) -> Result<Option<(Load, Vec<RuleFile>)>> {
-    let Some((ask, memory)) = receive(socket)? else { return Ok(None) };
-    let Ask::Load(load) = ask else { bail!("the agent sent a file before the rules") };
-    let mut bytes = Vec::new();
-    loop {
-        bytes.reserve(1 << 20);
-        let at = bytes.len() as u64;
-        let read = rustix::io::pread(&memory, rustix::buffer::spare_capacity(&mut bytes), at);
-        if read.context("could not read the rules")? == 0 {
-            break;
-        }
-        ensure!(bytes.len() <= 2 * RULES_BYTES_MAX, "the agent sent too many rules");
-    }
-    let files = RuleFiles::decode(bytes.as_slice()).context("could not read the rules")?;
-    ensure!(files.is_bounded(), "the agent sent too many rule files");
-    Ok(Some((load, files.files)))
+    let bytes = buffer.get(..received.bytes).unwrap_or_default();
+    let request = Request::decode(bytes).context("could not read the agent's request")?;
+    let ask = request.ask.context("the agent sent a request that asks for nothing")?;
+    Ok(Some((ask, received.descriptors)))
 }
 
 /// The scanners borrow the rules and live on their threads: scope owns both.
-fn serve(socket: BorrowedFd<'_>, rules: &Rules, threads: usize) -> Result<ExitCode> {
-    let (jobs, taken) = bounded::<(ScanRequest, OwnedFd)>(threads);
+fn serve(socket: BorrowedFd<'_>, sets: &Sets, threads: usize) -> Result<ExitCode> {
+    let (parcels, taken) = bounded::<Parcel>(PARCELS_MAX);
+    let seen = Seen::default();
     std::thread::scope(|scope| {
         for _ in 0..threads {
-            let taken = taken.clone();
+            let (taken, seen) = (taken.clone(), &seen);
             std::thread::Builder::new()
                 .name("scanner".into())
                 .stack_size(STACK_BYTES)
-                .spawn_scoped(scope, move || scan_all(socket, rules, &taken))
+                .spawn_scoped(scope, move || scan_all(socket, sets, seen, &taken))
                 .context("could not start a scanner thread")?;
         }
-        hand_out(socket, &jobs)?;
+        hand_out(socket, &parcels)?;
         // The parent has closed: nobody waits for what is still being scanned.
         std::process::exit(0)
     })
 }
 
-fn hand_out(socket: BorrowedFd<'_>, jobs: &Sender<(ScanRequest, OwnedFd)>) -> Result<()> {
-    while let Some((ask, file)) = receive(socket)? {
-        let Ask::Scan(request) = ask else { bail!("the agent sent rules twice") };
-        if jobs.send((request, file)).is_err() {
+fn hand_out(socket: BorrowedFd<'_>, parcels: &Sender<Parcel>) -> Result<()> {
+    while let Some((ask, files)) = receive(socket)? {
+        let Ask::Scan(requests) = ask else { bail!("the agent sent rules twice") };
+        if requests.files.len() != files.len() {
+            bail!("the agent sent files without requests, or requests without files");
+        }
+        if parcels.send(requests.files.into_iter().zip(files).collect()).is_err() {
             bail!("every scanner thread has ended");
         }
     }
     Ok(())
 }
 
-fn scan_all(socket: BorrowedFd<'_>, rules: &Rules, jobs: &Receiver<(ScanRequest, OwnedFd)>) {
-    let mut scanner = Scanner::new(rules);
-    scanner.max_matches_per_pattern(MATCHES_PER_PATTERN_MAX).use_mmap(false);
+fn scan_all(socket: BorrowedFd<'_>, sets: &Sets, seen: &Seen, parcels: &Receiver<Parcel>) {
+    let mut scanners = Scanners::new(sets);
     let mut buffer = Vec::new();
-    for (request, file) in jobs {
-        let answer = scan::scan(&mut scanner, &request, &file, &mut buffer);
-        drop(file);
-        if say(socket, Say::Scanned(answer)).is_err() {
-            // The parent is gone; the main thread sees that too.
+    for parcel in parcels {
+        let mut answers = Answers { socket, bytes: 0, files: Vec::new(), since: Instant::now() };
+        for (request, file) in parcel {
+            let answer = scan::scan(&mut scanners, seen, &request, &file, &mut buffer);
+            drop(file);
+            if answers.add(answer).is_err() {
+                // The parent is gone; the main thread sees that too.
+                return;
+            }
+        }
+        if answers.tell().is_err() {
             return;
+        }
+    }
+}
+
+/// Verdicts that are told together.
+struct Answers<'a> {
+    socket: BorrowedFd<'a>,
+    bytes: usize,
+    files: Vec<Scanned>,
+    since: Instant,
+}
+
+impl Answers<'_> {
+    fn add(&mut self, answer: Scanned) -> Result<()> {
+        // A key and a length beside each.
+        let bytes = answer.encoded_len() + 8;
+        if self.bytes + bytes > ANSWERS_BYTES {
+            self.tell()?;
+        }
+        self.bytes += bytes;
+        self.files.push(answer);
+        if self.since.elapsed() > ANSWERS_TIME { self.tell() } else { Ok(()) }
+    }
+
+    fn tell(&mut self) -> Result<()> {
+        (self.bytes, self.since) = (0, Instant::now());
+        match std::mem::take(&mut self.files) {
+            files if files.is_empty() => Ok(()),
+            files => say(self.socket, Say::Scanned(ScannedFiles { files })),
         }
     }
 }

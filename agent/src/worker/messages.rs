@@ -4,12 +4,17 @@
 //! file, so `Answer::decode_hostile` takes nothing on trust. They go on to `pool` as `super::Scan`.
 
 use super::{RULE_FILES_MAX, Scan};
+use crate::sys::sandbox::COMPILED_BYTES_MAX;
 use prost::Message as _;
 use vidette_protocol::limits::{LIST_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, TEXT_BYTES_MAX};
 use vidette_protocol::{check, limits, wire};
 
-/// One request without its descriptor. Bytes.
-pub const REQUEST_BYTES_MAX: usize = 4096;
+/// One request without its descriptors. Bytes.
+pub const REQUEST_BYTES_MAX: usize = 8192;
+/// Files that are handed over at once.
+pub const FILES_AT_ONCE_MAX: usize = super::channel::DESCRIPTORS_MAX;
+/// Sets of compiled rules: one for each class of files at most.
+pub const SETS_MAX: usize = 32;
 /// One answer. Bytes.
 pub const ANSWER_BYTES_MAX: usize = 144 << 10;
 /// All matches of one file, as encoded; what is beyond is left out, least severe first. Bytes.
@@ -29,22 +34,33 @@ const _: () = assert!(
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Request {
     /// What it wants.
-    #[prost(oneof = "Ask", tags = "1, 2")]
+    #[prost(oneof = "Ask", tags = "1, 2, 3")]
     pub ask: Option<Ask>,
 }
 
-/// What the parent wants; each comes with a descriptor.
+/// What the parent wants.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Ask {
-    /// Compile these rules: the first request, and once.
+    /// Compile these rules: the only request to a compiling worker.
     #[prost(message, tag = "1")]
-    Load(Load),
-    /// Scan this file.
+    Compile(Compile),
+    /// Scan these files.
     #[prost(message, tag = "2")]
-    Scan(ScanRequest),
+    Scan(ScanFiles),
+    /// Use these rules: the first request to a scanning worker, and once.
+    #[prost(message, tag = "3")]
+    Load(Load),
 }
 
-/// With a sealed memory file that holds [`RuleFiles`].
+/// With a sealed memory file that holds [`RuleFiles`], and an empty file for what comes of them.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Compile {
+    /// The version of the rule set.
+    #[prost(string, tag = "1")]
+    pub version: String,
+}
+
+/// With the file that a compiling worker wrote.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Load {
     /// The version of the rule set.
@@ -53,9 +69,40 @@ pub struct Load {
     /// Scans in flight.
     #[prost(uint32, tag = "2")]
     pub threads: u32,
+    /// Where in the file what is.
+    #[prost(message, repeated, tag = "3")]
+    pub sets: Vec<CompiledSet>,
 }
 
-/// With the file to scan.
+/// Compiled rules for some classes of files, as a part of a file.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct CompiledSet {
+    /// A bit for each class, see `routing`.
+    #[prost(uint32, tag = "1")]
+    pub classes: u32,
+    /// Where it begins. Bytes.
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    /// Bytes.
+    #[prost(uint64, tag = "3")]
+    pub length: u64,
+    /// BLAKE3 of these bytes: what does not have it is not loaded.
+    #[prost(bytes = "vec", tag = "4")]
+    pub blake3: Vec<u8>,
+    /// How many rules.
+    #[prost(uint32, tag = "5")]
+    pub rules: u32,
+}
+
+/// With as many files.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ScanFiles {
+    /// One for each file, in order.
+    #[prost(message, repeated, tag = "1")]
+    pub files: Vec<ScanRequest>,
+}
+
+/// One file to scan.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ScanRequest {
     /// The answer carries it back.
@@ -92,7 +139,7 @@ pub struct RuleFile {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RawAnswer {
     /// What it says.
-    #[prost(oneof = "Say", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "Say", tags = "1, 2, 3, 4, 5, 6")]
     pub say: Option<Say>,
 }
 
@@ -102,15 +149,40 @@ pub enum Say {
     /// The sandbox is closed, or could not be.
     #[prost(message, tag = "1")]
     Ready(Ready),
-    /// The rules are compiled.
-    #[prost(message, tag = "2")]
-    Loaded(Loaded),
-    /// One file's verdict.
+    /// The rules of this version can be scanned with.
+    #[prost(string, tag = "2")]
+    Loaded(String),
+    /// Verdicts of some files.
     #[prost(message, tag = "3")]
-    Scanned(Scanned),
+    Scanned(ScannedFiles),
     /// Its last words: why it ends itself.
     #[prost(string, tag = "4")]
     Dying(String),
+    /// The rule file, by its number, that is being compiled now.
+    #[prost(uint32, tag = "5")]
+    Compiling(u32),
+    /// The rules are compiled.
+    #[prost(message, tag = "6")]
+    Compiled(Compiled),
+}
+
+/// The rules are compiled, and written.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Compiled {
+    /// What came of them.
+    #[prost(message, optional, tag = "1")]
+    pub loaded: Option<Loaded>,
+    /// Where in the file what is; together they serve every class.
+    #[prost(message, repeated, tag = "2")]
+    pub sets: Vec<CompiledSet>,
+}
+
+/// Verdicts of some files.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ScannedFiles {
+    /// In any order.
+    #[prost(message, repeated, tag = "1")]
+    pub files: Vec<Scanned>,
 }
 
 /// The sandbox is closed, or could not be.
@@ -127,10 +199,10 @@ pub struct Ready {
     pub failure: String,
 }
 
-/// The rules are compiled.
+/// What came of rules.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Loaded {
-    /// As in [`Load`].
+    /// As in [`Compile`].
     #[prost(string, tag = "1")]
     pub version: String,
     /// How many rules.
@@ -204,15 +276,14 @@ pub struct Scanned {
 pub enum Answer {
     /// The sandbox is closed, or could not be.
     Ready(Ready),
-    /// The rules are compiled.
-    Loaded(Loaded),
-    /// One file's verdict.
-    Scanned {
-        /// Which request it answers; the pool knows whether there is one.
-        id: u64,
-        /// The verdict.
-        scan: Scan,
-    },
+    /// The rules of this version can be scanned with.
+    Loaded(String),
+    /// Verdicts, each with the request that it answers; the pool knows whether there is one. At least one.
+    Scanned(Vec<(u64, Scan)>),
+    /// The rule file, by its number, that is being compiled now.
+    Compiling(u32),
+    /// The rules are compiled, and where what is.
+    Compiled(Loaded, Vec<CompiledSet>),
     /// It ends itself; the text is bounded, not trusted.
     Dying(String),
 }
@@ -243,8 +314,16 @@ impl Answer {
                 at_most(&[(&ready.landlock, NAME_BYTES_MAX), (&ready.failure, TEXT_BYTES_MAX)], "text")?;
                 Ok(Self::Ready(ready))
             }
-            Say::Loaded(loaded) => check_loaded(loaded),
-            Say::Scanned(scanned) => check_scanned(scanned),
+            Say::Loaded(version) => {
+                at_most(&[(&version, NAME_BYTES_MAX)], "version")?;
+                Ok(Self::Loaded(version))
+            }
+            Say::Scanned(ScannedFiles { files }) if (1..=FILES_AT_ONCE_MAX).contains(&files.len()) => {
+                files.into_iter().map(check_scanned).collect::<Result<_, _>>().map(Self::Scanned)
+            }
+            Say::Scanned(_) => Err(Hostile::Field("number of files")),
+            Say::Compiling(number) => Ok(Self::Compiling(number)),
+            Say::Compiled(compiled) => check_compiled(compiled),
             Say::Dying(reason) => {
                 at_most(&[(&reason, TEXT_BYTES_MAX)], "text")?;
                 Ok(Self::Dying(reason))
@@ -253,7 +332,24 @@ impl Answer {
     }
 }
 
-fn check_loaded(loaded: Loaded) -> Result<Answer, Hostile> {
+/// The sets lie one behind the other within what a compiling worker may write, and every class has one.
+fn check_compiled(compiled: Compiled) -> Result<Answer, Hostile> {
+    let loaded = check_loaded(compiled.loaded.ok_or(Hostile::Unreadable)?)?;
+    let (mut end, mut classes) = (0, 0);
+    for set in &compiled.sets {
+        if set.offset != end || set.length == 0 || set.blake3.len() != 32 || classes & set.classes != 0 {
+            return Err(Hostile::Field("rule set"));
+        }
+        end = set.offset.checked_add(set.length).ok_or(Hostile::Field("rule set"))?;
+        classes |= set.classes;
+    }
+    if classes != u32::MAX || compiled.sets.len() > SETS_MAX || end > COMPILED_BYTES_MAX {
+        return Err(Hostile::Field("rule set"));
+    }
+    Ok(Answer::Compiled(loaded, compiled.sets))
+}
+
+fn check_loaded(loaded: Loaded) -> Result<Loaded, Hostile> {
     at_most(&[(&loaded.version, NAME_BYTES_MAX)], "version")?;
     if loaded.problems.len() > PROBLEMS_MAX {
         return Err(Hostile::Field("number of problems"));
@@ -266,10 +362,10 @@ fn check_loaded(loaded: Loaded) -> Result<Answer, Hostile> {
         ];
         at_most(&texts, "problem")?;
     }
-    Ok(Answer::Loaded(loaded))
+    Ok(loaded)
 }
 
-fn check_scanned(scanned: Scanned) -> Result<Answer, Hostile> {
+fn check_scanned(scanned: Scanned) -> Result<(u64, Scan), Hostile> {
     let verdict = wire::Verdict::try_from(scanned.verdict).map_err(|_| Hostile::Field("verdict"))?;
     let sensible = match verdict {
         wire::Verdict::Clean => scanned.rules.is_empty() && !scanned.blake3.is_empty(),
@@ -302,7 +398,7 @@ fn check_scanned(scanned: Scanned) -> Result<Answer, Hostile> {
         scanned_bytes: scanned.scanned_bytes,
         stable: scanned.stable,
     };
-    Ok(Answer::Scanned { id: scanned.id, scan })
+    Ok((scanned.id, scan))
 }
 
 fn digest(bytes: &[u8]) -> Result<Option<[u8; 32]>, Hostile> {
@@ -348,15 +444,14 @@ mod tests {
     }
 
     fn encode(scanned: Scanned) -> Vec<u8> {
-        RawAnswer { say: Some(Say::Scanned(scanned)) }.encode_to_vec()
+        RawAnswer { say: Some(Say::Scanned(ScannedFiles { files: vec![scanned] })) }.encode_to_vec()
     }
 
     #[test]
     fn an_honest_answer_is_read() {
-        let Answer::Scanned { id, scan } = Answer::decode_hostile(&encode(matched())).unwrap() else {
-            panic!()
-        };
-        assert_eq!((id, scan.verdict, scan.rules.len()), (7, wire::Verdict::Matched, 1));
+        let Answer::Scanned(files) = Answer::decode_hostile(&encode(matched())).unwrap() else { panic!() };
+        let [(id, scan)] = files.as_slice() else { panic!() };
+        assert_eq!((*id, scan.verdict, scan.rules.len()), (7, wire::Verdict::Matched, 1));
         assert_eq!(scan.blake3, Some([1; 32]));
     }
 
@@ -385,6 +480,35 @@ mod tests {
     }
 
     #[test]
+    fn rule_sets_lie_one_behind_the_other_and_serve_every_class_once() {
+        let set = |classes: u32, offset: u64, length: u64| CompiledSet {
+            classes,
+            offset,
+            length,
+            blake3: vec![0; 32],
+            rules: 1,
+        };
+        let decode = |sets: Vec<CompiledSet>| {
+            let compiled = Compiled { loaded: Some(Loaded::default()), sets };
+            Answer::decode_hostile(&RawAnswer { say: Some(Say::Compiled(compiled)) }.encode_to_vec())
+        };
+        assert!(decode(vec![set(1, 0, 10), set(!1, 10, 5)]).is_ok());
+        for (what, sets) in [
+            ("none", vec![]),
+            ("a hole", vec![set(1, 0, 10), set(!1, 11, 5)]),
+            ("one upon another", vec![set(1, 0, 10), set(!1, 9, 5)]),
+            ("a class twice", vec![set(1, 0, 10), set(u32::MAX, 10, 5)]),
+            ("a class without", vec![set(1, 0, 10), set(!3, 10, 5)]),
+            ("empty", vec![set(u32::MAX, 0, 0)]),
+            ("too large", vec![set(u32::MAX, 0, COMPILED_BYTES_MAX + 1)]),
+            ("beyond all numbers", vec![set(1, 0, 1), set(!1, 1, u64::MAX)]),
+            ("no digest", vec![CompiledSet { blake3: vec![], ..set(u32::MAX, 0, 1) }]),
+        ] {
+            assert_eq!(decode(sets), Err(Hostile::Field("rule set")), "{what}");
+        }
+    }
+
+    #[test]
     fn garbage_is_refused_or_within_every_limit() {
         let honest = encode(matched());
         for seed in 0..2_000u64 {
@@ -396,9 +520,12 @@ mod tests {
             }
             bytes.truncate(random.random_range(0..=bytes.len()));
             let Ok(answer) = Answer::decode_hostile(&bytes) else { continue };
-            if let Answer::Scanned { scan, .. } = answer {
-                assert!(scan.rules.len() <= limits::RULES_MAX, "seed {seed}");
-                assert!(scan.verdict != wire::Verdict::Clean || scan.rules.is_empty(), "seed {seed}");
+            if let Answer::Scanned(files) = answer {
+                assert!((1..=FILES_AT_ONCE_MAX).contains(&files.len()), "seed {seed}");
+                for (_, scan) in files {
+                    assert!(scan.rules.len() <= limits::RULES_MAX, "seed {seed}");
+                    assert!(scan.verdict != wire::Verdict::Clean || scan.rules.is_empty(), "seed {seed}");
+                }
             }
         }
     }

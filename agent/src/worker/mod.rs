@@ -1,11 +1,13 @@
 //! Stage 2b: the sandboxed process that parses file content, and the handle to it.
 //!
 //! ```text
-//! detection -> pool (flight, poison) -> process ==socket, SCM_RIGHTS==> inside (compile, scan, matches)
+//! rules     -> compiler              -> process ==socket, SCM_RIGHTS==> compiling (compile, routing) -> a file
+//! detection -> pool (flight, poison) -> process ==socket, SCM_RIGHTS==> inside (sets, scan, matches)
 //! ```
 //!
 //! The parent's half assumes nothing of the other: answers are decoded as hostile input. The worker's half assumes
-//! nothing of files. `yara-x` is used here only, and of these files only by `compile`, `inside`, `matches`, `scan`.
+//! nothing of files. `yara-x` is used here only, and of these files only by `compile`, `compiling`, `sets`, `matches`,
+//! `scan`.
 
 /// What the two halves say to each other.
 pub mod messages;
@@ -19,10 +21,16 @@ pub mod flight;
 pub mod poison;
 /// One worker process as its parent sees it.
 pub mod process;
-/// The worker's half.
-pub mod inside;
+/// Rules, compiled by a worker of their own.
+pub mod compiler;
+/// The compiling worker's half.
+pub mod compiling;
 /// Rule sources to rules.
 pub mod compile;
+/// The scanning worker's half.
+pub mod inside;
+/// Compiled rules, and what was seen to be clean.
+pub mod sets;
 /// One open file to a verdict.
 pub mod scan;
 /// What matched, as the contract says it.
@@ -41,6 +49,10 @@ pub const RULES_BYTES_MAX: usize = 32 << 20;
 pub const SIZE_DEFAULT_BYTES: u64 = 64 << 20;
 /// What a configuration may raise it to, because each scanner thread holds that much. Bytes.
 pub const SIZE_BYTES_MAX: u64 = 256 << 20;
+/// Nice value of a worker that nobody waits for.
+const BACKGROUND_NICE: i32 = 19;
+/// When a scan is given up, unless the configuration says otherwise.
+pub const TIMEOUT_DEFAULT: std::time::Duration = std::time::Duration::from_secs(30);
 /// Scans in flight in one worker.
 pub const THREADS_MAX: usize = 16;
 
@@ -135,6 +147,12 @@ pub struct Args {
     /// End the process at the first system call that is not allowed, instead of refusing it.
     #[arg(long)]
     kill_on_violation: bool,
+    /// Compile rules instead of scanning.
+    #[arg(long, hide = true)]
+    compile: bool,
+    /// Use only processor and disk time that nobody else wants.
+    #[arg(long, hide = true)]
+    background: bool,
 }
 
 /// Runs the worker, or the probe of its sandbox.
@@ -142,12 +160,20 @@ pub struct Args {
 /// # Errors
 /// One sentence on what failed.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    use crate::sys::sandbox::Violation;
+    use crate::sys::{sandbox::Violation, schedule};
     let violation = if args.kill_on_violation { Violation::Kill } else { Violation::Deny };
     if args.probe {
         return probe::run(violation);
     }
-    if args.probe_inside { probe::inside(violation) } else { inside::run(violation) }
+    if args.background {
+        // Where it is not permitted the worker works as everybody does.
+        let _ = schedule::nice(BACKGROUND_NICE).and_then(|()| schedule::idle_io());
+    }
+    match (args.probe_inside, args.compile) {
+        (true, _) => probe::inside(violation),
+        (false, true) => compiling::run(violation),
+        (false, false) => inside::run(violation),
+    }
 }
 
 /// The longest start of `text` that is at most `max` bytes and whole characters.

@@ -3,21 +3,25 @@
 //! Owned by one thread, which hands it jobs while there is `Pool::room`, gives it the notes of `Pool::notes`,
 //! and calls `Pool::tick` at `Pool::wake_at`. What comes of it are `Output`s. Workers are tied to the life of
 //! the thread that starts them (PR_SET_PDEATHSIG), so that thread has to stay.
+//!
+//! Rules are compiled first, by a worker of their own; while new ones are, the old ones go on.
 
+use super::compiler::{Compiled, Compiler, Step};
 use super::flight::{Blame, Flight, Job};
-use super::messages::{Answer, Loaded, Ready, ScanRequest};
+use super::messages::{Answer, FILES_AT_ONCE_MAX, Loaded, Ready, ScanRequest};
 use super::poison::{FileKey, Poison};
-use super::process::{Launcher, NOTES_MAX, Note, Process, Report, resident_bytes};
+use super::process::{Launcher, NOTES_MAX, Note, Process, Report, Work, resident_bytes};
 use super::{Outcome, RuleSet, SIZE_BYTES_MAX, THREADS_MAX};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::process::Child;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Beyond a scan's own time: how long the worker may stay silent before it is killed.
 pub const GRACE: Duration = Duration::from_secs(2);
-/// How long rules may take to load.
-pub const LOAD_TIME_MAX: Duration = Duration::from_secs(180);
+/// How long compiled rules may take to load.
+pub const LOAD_TIME_MAX: Duration = Duration::from_secs(60);
 /// Deaths in loading after which rules are given up.
 pub const LOAD_DEATHS_MAX: u32 = 3;
 /// Without work the worker is stopped after this time.
@@ -29,7 +33,7 @@ pub const RETRY_TIME: Duration = Duration::from_secs(60);
 /// A worker is replaced after so many files.
 pub const FILES_MAX: u64 = 50_000;
 /// A worker that holds more is replaced. Bytes.
-pub const RESIDENT_BYTES_MAX: u64 = 768 << 20;
+pub const RESIDENT_BYTES_MAX: u64 = 384 << 20;
 /// Of all scans in flight together. Bytes.
 pub const FILES_BYTES_MAX: u64 = 512 << 20;
 /// How many files pass between two looks at its memory; also the fewest it serves, however large its rules are.
@@ -54,6 +58,29 @@ pub struct Settings {
     pub size_max_bytes: u64,
     /// When a scan is given up.
     pub timeout: Duration,
+    /// Nobody waits for it: only processor and disk time that nobody else wants.
+    pub background: bool,
+    /// Files that kill the scanner.
+    pub poison: Poison,
+    /// Small files that one thread is handed together: more is faster, fewer lets what is urgent go first.
+    pub batch: usize,
+}
+
+impl Settings {
+    /// One scan at a time, with the limits that are usual, for somebody who waits.
+    #[must_use]
+    pub fn new(launcher: Launcher, rules: RuleSet) -> Self {
+        Self {
+            launcher,
+            rules,
+            threads: 1,
+            size_max_bytes: super::SIZE_DEFAULT_BYTES,
+            timeout: super::TIMEOUT_DEFAULT,
+            background: false,
+            poison: Poison::default(),
+            batch: FILES_AT_ONCE_MAX,
+        }
+    }
 }
 
 /// A file that is done.
@@ -105,17 +132,28 @@ enum Stage {
 struct Served {
     files: u64,
     last: Instant,
+    looked: Instant,
     retire: bool,
 }
+
+/// A descriptor, and what it says of the file.
+type Payload = (OwnedFd, Option<FileKey>);
 
 /// The pool; see above.
 #[derive(Debug)]
 pub struct Pool {
     settings: Settings,
-    good: Option<RuleSet>,
+    /// The rules that are wanted.
+    version: String,
+    compiler: Option<Compiler>,
+    /// The rules that workers load.
+    compiled: Option<Arc<Compiled>>,
+    /// Those before, until a worker has loaded the present ones.
+    previous: Option<Arc<Compiled>>,
+    /// Used when there are no good ones at all.
+    fallback: Option<RuleSet>,
     stage: Stage,
-    flight: Flight<(OwnedFd, Option<FileKey>)>,
-    poison: Poison,
+    flight: Flight<Payload>,
     generation: u64,
     /// Without an answer or a loaded rule set in between.
     deaths: u32,
@@ -138,11 +176,14 @@ impl Pool {
         settings.threads = settings.threads.clamp(1, THREADS_MAX.min(fitting));
         let (told, notes) = bounded(NOTES_MAX);
         Self {
-            flight: Flight::new(settings.threads, settings.timeout + GRACE),
+            flight: Flight::new(settings.threads, settings.batch, settings.timeout + GRACE),
+            version: settings.rules.version().to_owned(),
             settings,
-            good: None,
+            compiler: None,
+            compiled: None,
+            previous: None,
+            fallback: None,
             stage: Stage::Stopped,
-            poison: Poison::default(),
             generation: 0,
             deaths: 0,
             load_deaths: 0,
@@ -154,9 +195,24 @@ impl Pool {
         }
     }
 
+    /// One that uses rules that another pool compiled; those in the settings are not looked at.
+    #[must_use]
+    pub fn with_compiled(settings: Settings, compiled: Arc<Compiled>) -> Self {
+        let mut pool = Self::new(settings);
+        compiled.loaded.version.clone_into(&mut pool.version);
+        pool.compiled = Some(compiled);
+        pool
+    }
+
     /// Rules that are used when the first ones kill every worker that loads them.
     pub fn fall_back_to(&mut self, rules: RuleSet) {
-        self.good.get_or_insert(rules);
+        self.fallback.get_or_insert(rules);
+    }
+
+    /// The rules that it scans with, for another pool; `None` until they are compiled.
+    #[must_use]
+    pub fn compiled(&self) -> Option<Arc<Compiled>> {
+        self.compiled.clone()
     }
 
     /// To select on; each note goes to [`Self::note`].
@@ -177,13 +233,13 @@ impl Pool {
         self.flight.is_empty()
     }
 
-    /// Version of the rules in use.
+    /// Version of the rules in use; of those that are wanted while there are none.
     #[must_use]
     pub fn rules_version(&self) -> &str {
-        self.settings.rules.version()
+        self.compiled.as_ref().map_or(&self.version, |compiled| &compiled.loaded.version)
     }
 
-    /// Process id of the worker, when there is one.
+    /// Process id of the scanning worker, when there is one.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         match &self.stage {
@@ -194,8 +250,8 @@ impl Pool {
 
     /// Files that are not tried again.
     #[must_use]
-    pub fn poisoned(&self) -> usize {
-        self.poison.len()
+    pub fn poison(&self) -> &Poison {
+        &self.settings.poison
     }
 
     /// Starts a worker though there is no work: to know what the rules are worth. Ends in [`Output::Loaded`],
@@ -207,26 +263,39 @@ impl Pool {
         out
     }
 
-    /// Other rules, from the next worker on; what is in flight is scanned again by it.
+    /// Other rules, as soon as they are compiled; what is in flight then is scanned with them.
     pub fn use_rules(&mut self, rules: RuleSet, now: Instant) -> Vec<Output> {
+        rules.version().clone_into(&mut self.version);
         self.settings.rules = rules;
-        (self.load_deaths, self.deaths) = (0, 0);
-        self.stop();
-        self.flight.put_back();
+        (self.load_deaths, self.deaths, self.compiler) = (0, 0, None);
+        if matches!(self.stage, Stage::Waiting(_) | Stage::Broken(..)) {
+            self.stage = Stage::Stopped;
+        }
         self.prepare(now)
+    }
+
+    /// Rules that another pool compiled.
+    pub fn use_compiled(&mut self, compiled: Arc<Compiled>, now: Instant) -> Vec<Output> {
+        let mut out = Vec::new();
+        compiled.loaded.version.clone_into(&mut self.version);
+        (self.load_deaths, self.deaths, self.compiler) = (0, 0, None);
+        self.change_to(compiled);
+        self.advance(now, &mut out);
+        out
     }
 
     /// A file to scan.
     pub fn submit(&mut self, id: u64, file: OwnedFd, now: Instant) -> Vec<Output> {
         let mut out = Vec::new();
         let key = rustix::fs::fstat(&file).ok().map(|stat| FileKey::of(&stat));
-        let known = key.as_ref().and_then(|key| self.poison.reason(key, self.rules_version()));
+        let known = key.as_ref().and_then(|key| self.settings.poison.reason(key, self.rules_version()));
+        let job = Job::new(id, key.map_or(0, |key| key.size), (file, key));
         if let Some(reason) = known {
             let outcome = Outcome::Died(format!("not tried again: {reason}"));
-            out.push(self.done(Job { id, payload: (file, key) }, outcome));
+            out.push(self.done(job, outcome));
             return out;
         }
-        self.flight.add(Job { id, payload: (file, key) });
+        self.flight.add(job);
         self.advance(now, &mut out);
         out
     }
@@ -245,8 +314,13 @@ impl Pool {
                 Report::Garbage(reason) => self.died(Some(reason), false, now, &mut out),
                 Report::Closed => self.died(None, true, now, &mut out),
             }
-            self.advance(now, &mut out);
+        } else if let Some(compiler) = &mut self.compiler
+            && compiler.generation() == Some(note.generation)
+        {
+            let step = compiler.note(note.report, now);
+            self.compiling(step, now, &mut out);
         }
+        self.advance(now, &mut out);
         out
     }
 
@@ -254,15 +328,27 @@ impl Pool {
     pub fn tick(&mut self, now: Instant) -> Vec<Output> {
         let mut out = Vec::new();
         self.uncollected.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
-        match &self.stage {
+        if let Some(compiler) = &mut self.compiler {
+            let step = compiler.tick(now);
+            self.compiling(step, now, &mut out);
+        }
+        match &mut self.stage {
             Stage::Loading(_, until) if *until <= now => {
                 self.died(Some("it did not load the rules in time".into()), false, now, &mut out);
             }
             Stage::Ready(..) if self.flight.deadline().is_some_and(|deadline| deadline <= now) => {
                 self.kill_stuck(now, &mut out);
             }
+            Stage::Ready(process, served)
+                if !self.flight.is_idle() && served.looked + self.settings.launcher.patience() <= now =>
+            {
+                served.looked = now;
+                if process.is_stopped() {
+                    self.replace_stopped(now, &mut out);
+                }
+            }
             Stage::Ready(_, served) if self.flight.is_empty() && served.last + IDLE_TIME <= now => {
-                self.stop()
+                self.stop();
             }
             Stage::Waiting(until) | Stage::Broken(_, until) if *until <= now => self.stage = Stage::Stopped,
             Stage::Stopped
@@ -278,11 +364,15 @@ impl Pool {
     /// When [`Self::tick`] has something to do.
     #[must_use]
     pub fn wake_at(&self) -> Option<Instant> {
-        match &self.stage {
+        let stage = match &self.stage {
             Stage::Stopped => None,
             Stage::Loading(_, until) | Stage::Waiting(until) | Stage::Broken(_, until) => Some(*until),
-            Stage::Ready(_, served) => self.flight.deadline().or(Some(served.last + IDLE_TIME)),
-        }
+            Stage::Ready(_, served) => match self.flight.deadline() {
+                Some(deadline) => Some(deadline.min(served.looked + self.settings.launcher.patience())),
+                None => Some(served.last + IDLE_TIME),
+            },
+        };
+        [stage, self.compiler.as_ref().map(Compiler::due_at)].into_iter().flatten().min()
     }
 
     /// For callers that have nothing else to wait for: at most `time` for one note or for what is due.
@@ -295,45 +385,77 @@ impl Pool {
         }
     }
 
+    fn compiling(&mut self, step: Step, now: Instant, out: &mut Vec<Output>) {
+        match step {
+            Step::Working => {}
+            Step::Died(detail) => out.push(Output::Died(detail)),
+            Step::Failed(reason) => {
+                self.compiler = None;
+                self.refuse_rules(&reason, now, out);
+            }
+            Step::Done(compiled) => {
+                self.compiler = None;
+                let loaded = &compiled.loaded;
+                let others = self.compiled.is_some() || self.has_fallback();
+                if loaded.rules == 0 && !loaded.problems.is_empty() && others {
+                    out.push(Output::Loaded(compiled.loaded));
+                    return self.refuse_rules("not one of their files could be compiled", now, out);
+                }
+                self.change_to(Arc::new(*compiled));
+            }
+        }
+    }
+
+    fn has_fallback(&self) -> bool {
+        self.fallback.as_ref().is_some_and(|rules| rules.version() != self.version)
+    }
+
+    /// The next worker loads these.
+    fn change_to(&mut self, compiled: Arc<Compiled>) {
+        self.stop();
+        self.flight.put_back();
+        self.previous = self.compiled.replace(compiled);
+        self.wanted = true;
+    }
+
     fn answer(&mut self, answer: Answer, now: Instant, out: &mut Vec<Output>) {
         match answer {
             Answer::Ready(ready) if ready.failure.is_empty() => out.push(Output::Started(ready)),
             Answer::Ready(ready) => self.last_words = Some(ready.failure),
             Answer::Dying(reason) => self.last_words = Some(reason),
-            Answer::Loaded(loaded) => self.loaded(loaded, now, out),
-            Answer::Scanned { id, scan } => match self.flight.answered(id) {
-                Some(job) => {
+            Answer::Loaded(version) => self.loaded(&version, now, out),
+            Answer::Scanned(files) => {
+                for (id, scan) in files {
+                    let Some(job) = self.flight.answered(id, now) else {
+                        let reason = "it answered for a file that it was not given".into();
+                        return self.died(Some(reason), false, now, out);
+                    };
                     self.deaths = 0;
                     out.push(self.done(job, Outcome::Scanned(scan)));
                     self.count_file(now);
                 }
-                None => {
-                    self.died(Some("it answered for a file that it was not given".into()), false, now, out)
-                }
-            },
+            }
+            Answer::Compiling(_) | Answer::Compiled(..) => {
+                self.died(Some("it answered what it was not asked".into()), false, now, out);
+            }
         }
     }
 
-    fn loaded(&mut self, loaded: Loaded, now: Instant, out: &mut Vec<Output>) {
-        if loaded.version != self.rules_version() {
+    fn loaded(&mut self, version: &str, now: Instant, out: &mut Vec<Output>) {
+        let Some(compiled) = self.compiled.clone().filter(|compiled| compiled.loaded.version == version)
+        else {
             return self.died(Some("it loaded other rules than it was given".into()), false, now, out);
-        }
-        let other_good = self.good.as_ref().is_some_and(|good| good.version() != loaded.version);
-        if loaded.rules == 0 && !loaded.problems.is_empty() && other_good {
-            out.push(Output::Loaded(loaded));
-            self.stop();
-            return self.refuse_rules("not one of their files could be compiled", now, out);
-        }
-        self.good = Some(self.settings.rules.clone());
+        };
+        self.previous = None;
         self.wanted = false;
         (self.deaths, self.load_deaths) = (0, 0);
         self.stage = match std::mem::replace(&mut self.stage, Stage::Stopped) {
             Stage::Loading(process, _) => {
-                Stage::Ready(process, Served { files: 0, last: now, retire: false })
+                Stage::Ready(process, Served { files: 0, last: now, looked: now, retire: false })
             }
             stage @ (Stage::Stopped | Stage::Ready(..) | Stage::Waiting(_) | Stage::Broken(..)) => stage,
         };
-        out.push(Output::Loaded(loaded));
+        out.push(Output::Loaded(compiled.loaded.clone()));
     }
 
     fn count_file(&mut self, now: Instant) {
@@ -347,7 +469,7 @@ impl Pool {
         }
     }
 
-    fn done(&self, job: Job<(OwnedFd, Option<FileKey>)>, outcome: Outcome) -> Output {
+    fn done(&self, job: Job<Payload>, outcome: Outcome) -> Output {
         let rules_version = self.rules_version().to_owned();
         Output::Done(Box::new(Done { id: job.id, file: job.payload.0, rules_version, outcome }))
     }
@@ -361,6 +483,7 @@ impl Pool {
             }
             return;
         }
+        self.compile(now, out);
         if let Stage::Ready(_, served) = &self.stage
             && served.retire
             && self.flight.is_idle()
@@ -374,24 +497,51 @@ impl Pool {
         if served.retire {
             return;
         }
-        while let Some(job) = self.flight.next(now) {
-            let request = ScanRequest {
-                id: job.id,
-                size_max_bytes: self.settings.size_max_bytes,
-                timeout_ms: u64::try_from(self.settings.timeout.as_millis()).unwrap_or(u64::MAX),
-            };
-            if process.scan(request, job.payload.0.as_fd()).is_err() {
-                // It is gone; the end of its socket says so in a moment, and settles the job.
+        while let Some(jobs) = self.flight.next(now) {
+            let timeout_ms = u64::try_from(self.settings.timeout.as_millis()).unwrap_or(u64::MAX);
+            let size_max_bytes = self.settings.size_max_bytes;
+            let requests =
+                jobs.iter().map(|job| ScanRequest { id: job.id, size_max_bytes, timeout_ms }).collect();
+            let files: Vec<BorrowedFd<'_>> = jobs.iter().map(|job| job.payload.0.as_fd()).collect();
+            if process.scan(requests, &files).is_err() {
+                // It is gone; the end of its socket says so in a moment, and settles the jobs.
                 return;
             }
         }
     }
 
+    /// Has the rules compiled that are wanted, when they are not yet and somebody needs them.
+    fn compile(&mut self, now: Instant, out: &mut Vec<Output>) {
+        let have = self.compiled.as_ref().is_some_and(|compiled| compiled.loaded.version == self.version);
+        let needed = self.wanted || !self.flight.is_empty();
+        // Each turn ends or leaves a worker running: deaths are counted.
+        while !have && needed && !matches!(self.stage, Stage::Broken(..)) {
+            let step = match &mut self.compiler {
+                Some(compiler) if !compiler.is_waiting() => return,
+                Some(compiler) => {
+                    self.generation += 1;
+                    compiler.go(&self.settings.launcher, self.generation, &self.told, now)
+                }
+                None => {
+                    self.generation += 1;
+                    let rules = self.settings.rules.clone();
+                    let (launcher, told) = (&self.settings.launcher, &self.told);
+                    let (compiler, step) = Compiler::start(rules, launcher, self.generation, told, now);
+                    self.compiler = Some(compiler);
+                    step
+                }
+            };
+            self.compiling(step, now, out);
+        }
+    }
+
     fn start(&mut self, now: Instant, out: &mut Vec<Output>) {
+        let Some(compiled) = self.compiled.clone() else { return };
         self.generation += 1;
-        let started = Process::start(&self.settings.launcher, self.generation, &self.told);
+        let work = if self.settings.background { Work::Sweep } else { Work::Scan };
+        let started = Process::start(&self.settings.launcher, work, self.generation, &self.told);
         let loaded = started.and_then(|process| {
-            process.load(&self.settings.rules, self.settings.threads)?;
+            process.load(&compiled, self.settings.threads)?;
             Ok(process)
         });
         match loaded {
@@ -403,14 +553,20 @@ impl Pool {
     /// The worker hung while it scanned.
     fn kill_stuck(&mut self, now: Instant, out: &mut Vec<Output>) {
         self.stop();
-        let version = self.rules_version().to_owned();
         let reason = "the scanner was stuck and had to be killed".to_owned();
         for blame in self.flight.killed(now) {
             let (Blame::Overdue(job) | Blame::Culprit(job)) = blame;
-            self.poison_file(&job, &version, &reason);
+            self.poison_file(&job, &reason);
             out.push(self.done(job, Outcome::TimedOut(reason.clone())));
         }
         self.after_death(reason, now, out);
+    }
+
+    /// Somebody stopped the worker with a signal: no file is to blame.
+    fn replace_stopped(&mut self, now: Instant, out: &mut Vec<Output>) {
+        self.stop();
+        self.flight.put_back();
+        self.after_death("the scanner was stopped by a signal, and replaced".to_owned(), now, out);
     }
 
     /// The worker ended without being asked to, or has to end.
@@ -426,17 +582,16 @@ impl Pool {
         if loading {
             return self.load_failed(&detail, now, out);
         }
-        let version = self.rules_version().to_owned();
         if let Some(Blame::Culprit(job) | Blame::Overdue(job)) = self.flight.died() {
-            self.poison_file(&job, &version, &detail);
+            self.poison_file(&job, &detail);
             out.push(self.done(job, Outcome::Died(detail.clone())));
         }
         self.after_death(detail, now, out);
     }
 
-    fn poison_file(&mut self, job: &Job<(OwnedFd, Option<FileKey>)>, version: &str, reason: &str) {
+    fn poison_file(&mut self, job: &Job<Payload>, reason: &str) {
         if let Some(key) = &job.payload.1 {
-            self.poison.add(*key, version, reason);
+            self.settings.poison.add(*key, self.rules_version(), reason);
         }
     }
 
@@ -444,7 +599,7 @@ impl Pool {
     fn after_death(&mut self, detail: String, now: Instant, out: &mut Vec<Output>) {
         let wait = match self.deaths {
             0 => Duration::ZERO,
-            deaths => BACKOFF_MAX.min(Duration::from_millis(100) * 2u32.saturating_pow(deaths.min(16) - 1)),
+            deaths => BACKOFF_MAX.min(Duration::from_millis(50) * 2u32.saturating_pow(deaths.min(16) - 1)),
         };
         self.deaths = self.deaths.saturating_add(1);
         self.stage = if wait.is_zero() { Stage::Stopped } else { Stage::Waiting(now + wait) };
@@ -457,27 +612,35 @@ impl Pool {
         if self.load_deaths < LOAD_DEATHS_MAX {
             self.stage = Stage::Waiting(now + Duration::from_millis(100) * self.load_deaths);
         } else {
+            self.compiled = self.previous.take();
+            self.stop();
             self.refuse_rules(detail, now, out);
         }
     }
 
+    /// The wanted rules are of no use: those in use stay, or those that ship are tried, or there are none.
     fn refuse_rules(&mut self, reason: &str, now: Instant, out: &mut Vec<Output>) {
-        let version = self.rules_version().to_owned();
-        match &self.good {
-            Some(good) if good.version() != version => {
-                let reason = format!("{reason}; the last good rules, {}, are used instead", good.version());
-                self.settings.rules = good.clone();
-                (self.deaths, self.load_deaths) = (0, 0);
-                self.stage = Stage::Stopped;
-                out.push(Output::RulesRefused { version, reason });
+        let refused = self.version.clone();
+        (self.deaths, self.load_deaths) = (0, 0);
+        let next = match (&self.compiled, &self.fallback) {
+            (Some(compiled), _) => compiled.loaded.version.clone(),
+            (None, Some(rules)) if rules.version() != refused => {
+                self.settings.rules = rules.clone();
+                rules.version().to_owned()
             }
-            Some(_) | None => {
-                self.load_deaths = 0;
+            (None, Some(_) | None) => {
                 self.wanted = false;
+                self.stop();
                 self.stage = Stage::Broken(reason.to_owned(), now + RETRY_TIME);
-                out.push(Output::Unavailable(reason.to_owned()));
+                return out.push(Output::Unavailable(reason.to_owned()));
             }
+        };
+        let reason = format!("{reason}; the last good rules, {next}, are used instead");
+        self.version = next;
+        if matches!(self.stage, Stage::Waiting(_)) {
+            self.stage = Stage::Stopped;
         }
+        out.push(Output::RulesRefused { version: refused, reason });
     }
 
     fn stop(&mut self) {

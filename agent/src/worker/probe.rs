@@ -5,7 +5,7 @@
 use super::channel;
 use super::process::Launcher;
 use crate::sys::attempts;
-use crate::sys::sandbox::{self, Violation};
+use crate::sys::sandbox::{self, Duty, Violation};
 use anyhow::{Context as _, Result};
 use rustix::process::Pid;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -67,7 +67,7 @@ fn print_status(pid: u32) -> Result<()> {
 pub fn inside(violation: Violation) -> Result<ExitCode> {
     let socket = rustix::stdio::stdin();
     let parent = rustix::process::getppid().map_or(1, Pid::as_raw_pid);
-    let report = sandbox::enter(violation)?;
+    let report = sandbox::enter(violation, Duty::Scan)?;
     say(socket, &format!("landlock\t{}", report.landlock))?;
     for (attempt, error) in attempts::all(parent) {
         let got = error.map_or_else(|| "ALLOWED".to_owned(), |number| format!("errno {number}"));
@@ -79,5 +79,5 @@ pub fn inside(violation: Violation) -> Result<ExitCode> {
 }
 
 fn say(socket: BorrowedFd<'_>, line: &str) -> Result<()> {
-    channel::send(socket, line.as_bytes(), None).context("could not tell the outer half")
+    channel::send(socket, line.as_bytes(), &[]).context("could not tell the outer half")
 }

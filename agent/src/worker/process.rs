@@ -2,7 +2,10 @@
 //!
 //! A thread for each process turns what arrives on its socket into notes for the pool's channel.
 
-use super::messages::{ANSWER_BYTES_MAX, Answer, Ask, Load, Request, RuleFile, RuleFiles, ScanRequest};
+use super::compiler::Compiled;
+use super::messages::{
+    ANSWER_BYTES_MAX, Answer, Ask, Compile, Load, Request, RuleFile, RuleFiles, ScanFiles, ScanRequest,
+};
 use super::{RuleSet, channel};
 use crate::sys::sandbox::Violation;
 use anyhow::{Context as _, Result};
@@ -12,12 +15,14 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// Notes of workers that the pool has not read yet.
 pub const NOTES_MAX: usize = 64;
+/// How long a worker that somebody stopped is waited for.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// How long a worker that was killed, or that hung up, is waited for before it is left to be collected later.
 const REAP_TIME: Duration = Duration::from_millis(500);
 const REAP_STEP: Duration = Duration::from_millis(1);
@@ -27,6 +32,19 @@ const REAP_STEP: Duration = Duration::from_millis(1);
 pub struct Launcher {
     program: OwnedFd,
     violation: Violation,
+    scratch: Option<PathBuf>,
+    patience: Duration,
+}
+
+/// What a worker is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Scanning what was just written or run.
+    Scan,
+    /// Scanning when nobody else wants processor or disk.
+    Sweep,
+    /// Compiling rules, when nobody else wants the processor.
+    Compile,
 }
 
 /// What a worker's socket said.
@@ -75,13 +93,46 @@ impl Launcher {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let program = rustix::fs::open(program, flags, Mode::empty())
             .with_context(|| format!("could not open the scanner's program {}", program.display()))?;
-        Ok(Self { program, violation: Violation::Deny })
+        Ok(Self { program, violation: Violation::Deny, scratch: None, patience: PATIENCE })
     }
 
     /// What a call that is not allowed does to the worker.
     #[must_use]
     pub fn with_violation(self, violation: Violation) -> Self {
         Self { violation, ..self }
+    }
+
+    /// Compiled rules lie in a file without a name in this folder; else in memory.
+    #[must_use]
+    pub fn with_scratch(self, folder: &Path) -> Self {
+        Self { scratch: Some(folder.to_owned()), ..self }
+    }
+
+    /// How long a worker that somebody stopped by a signal is waited for before it is replaced.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// See [`Self::with_patience`].
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// An empty file without a name.
+    ///
+    /// # Errors
+    /// There is no memory either.
+    pub fn scratch(&self) -> Result<OwnedFd> {
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let file = self.scratch.as_ref().map(|folder| rustix::fs::open(folder, flags, Mode::RUSR));
+        match file {
+            Some(Ok(file)) => Ok(file),
+            // A file system that has no such files, or a full one: compiling says if there is no room.
+            Some(Err(_)) | None => rustix::fs::memfd_create(c"compiled rules", MemfdFlags::CLOEXEC)
+                .context("could not make a file for compiled rules"),
+        }
     }
 
     /// `vidette-agent worker` without environment and output; the caller gives it its socket as standard input.
@@ -119,11 +170,16 @@ impl Process {
     ///
     /// # Errors
     /// It could not be started.
-    pub fn start(launcher: &Launcher, generation: u64, notes: &Sender<Note>) -> Result<Self> {
+    pub fn start(launcher: &Launcher, work: Work, generation: u64, notes: &Sender<Note>) -> Result<Self> {
         let (ours, theirs) = socket_pair()?;
         let reader = ours.try_clone().context("could not share the scanner's socket")?;
-        let child =
-            launcher.command().stdin(theirs).spawn().context("could not start the scanner process")?;
+        let mut command = launcher.command();
+        match work {
+            Work::Scan => {}
+            Work::Sweep => drop(command.arg("--background")),
+            Work::Compile => drop(command.args(["--compile", "--background"])),
+        }
+        let child = command.stdin(theirs).spawn().context("could not start the scanner process")?;
         let process = Self { child, socket: ours, generation };
         let notes = notes.clone();
         std::thread::Builder::new()
@@ -139,28 +195,47 @@ impl Process {
         self.child.id()
     }
 
-    /// Hands it the rules.
+    /// Hands a compiling worker the rules, and the file for what comes of them.
     ///
     /// # Errors
     /// The worker is gone, or memory is short.
-    pub fn load(&self, rules: &RuleSet, threads: usize) -> Result<()> {
+    pub fn compile(&self, rules: &RuleSet, version: &str, out: BorrowedFd<'_>) -> Result<()> {
         let memory = seal(rules)?;
-        let load = Load { version: rules.version().to_owned(), threads: u32::try_from(threads).unwrap_or(1) };
-        self.ask(Ask::Load(load), memory.as_fd())
+        self.ask(Ask::Compile(Compile { version: version.to_owned() }), &[memory.as_fd(), out])
     }
 
-    /// Hands it a file.
+    /// Hands a scanning worker its rules.
     ///
     /// # Errors
     /// The worker is gone.
-    pub fn scan(&self, request: ScanRequest, file: BorrowedFd<'_>) -> Result<()> {
-        self.ask(Ask::Scan(request), file)
+    pub fn load(&self, rules: &Compiled, threads: usize) -> Result<()> {
+        let load = Load {
+            version: rules.loaded.version.clone(),
+            threads: u32::try_from(threads).unwrap_or(1),
+            sets: rules.sets.clone(),
+        };
+        self.ask(Ask::Load(load), &[rules.file.as_fd()])
     }
 
-    fn ask(&self, ask: Ask, descriptor: BorrowedFd<'_>) -> Result<()> {
+    /// Hands it files.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub fn scan(&self, requests: Vec<ScanRequest>, files: &[BorrowedFd<'_>]) -> Result<()> {
+        self.ask(Ask::Scan(ScanFiles { files: requests }), files)
+    }
+
+    fn ask(&self, ask: Ask, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
         let message = Request { ask: Some(ask) }.encode_to_vec();
-        channel::send_at_once(self.socket.as_fd(), &message, Some(descriptor))
-            .context("could not ask the scanner")
+        channel::send_at_once(self.socket.as_fd(), &message, descriptors).context("could not ask the scanner")
+    }
+
+    /// Whether somebody stopped it by a signal: state `T` of `/proc/PID/stat` (proc(5)).
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        let stat = std::fs::read(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        let state = stat.rsplit(|byte| *byte == b')').next().and_then(|rest| rest.get(1));
+        matches!(state, Some(b'T' | b't'))
     }
 
     /// Kills it, if it is not dead yet. Says how it ended, or gives the child back when that can't be waited for.

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! The parent's half assumes nothing of the other: answers are decoded as hostile input. The worker's half assumes
-//! nothing of files. `yara-x` is used here only, and of these files only by `compile`, `inside`, `matches`, `scan`.
+//! nothing of files. `yara-x` is used here only, and of these files only by `compile`, `inside`, `matches`, `scan` and
+//! `routing::compare`.
 
 /// What the two halves say to each other.
 pub mod messages;
@@ -23,6 +24,8 @@ pub mod process;
 pub mod inside;
 /// Rule sources to rules.
 pub mod compile;
+/// Rules sorted by the first bytes of the files that they can match.
+pub mod routing;
 /// One open file to a verdict.
 pub mod scan;
 /// What matched, as the contract says it.

@@ -5,6 +5,10 @@
 
 use super::clip;
 use super::messages::{PROBLEMS_BYTES_MAX, PROBLEMS_MAX, Problem, RuleFile};
+use super::routing::{
+    self,
+    classes::{COUNT, Class},
+};
 use prost::Message as _;
 use vidette_protocol::limits::{PATH_BYTES_MAX, TEXT_BYTES_MAX};
 use yara_x::errors::CompileError;
@@ -55,10 +59,10 @@ pub fn compile(files: &[RuleFile], begin: &mut dyn FnMut(usize)) -> Compiled {
     }
 }
 
-/// Hands on the rules for each class of files, see `routing`. Together they find what `all` finds.
+/// Hands on the rules for each class of files, see `routing`: together they find what `all` finds.
 ///
 /// # Errors
-/// Those of `take`.
+/// A set does not compile though all rules together do; or those of `take`.
 pub fn by_class(
     all: Rules,
     files: &[RuleFile],
@@ -66,8 +70,32 @@ pub fn by_class(
     begin: &mut dyn FnMut(usize),
     mut take: impl FnMut(u32, &Rules) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let _ = (files, usable, begin);
-    take(u32::MAX, &all)
+    let good: Vec<RuleFile> = usable.iter().filter_map(|number| files.get(*number)).cloned().collect();
+    let plan = routing::plan(&good);
+    if plan.sets.len() < 2 {
+        return take(u32::MAX, &all);
+    }
+    // It holds much memory, and the sets together hold all that it does.
+    drop(all);
+    let other = 1 << Class::Other.index();
+    for set in &plan.sets {
+        let number =
+            |name: &str| usable.iter().copied().find(|at| files.get(*at).is_some_and(|f| f.name == name));
+        let compiled = compile(&set.files, &mut |at| {
+            // By its number among all files.
+            if let Some(number) = set.files.get(at).and_then(|file| number(&file.name)) {
+                begin(number);
+            }
+        });
+        anyhow::ensure!(
+            compiled.usable.len() == set.files.len(),
+            "a part of the rules does not compile alone"
+        );
+        // What no class has belongs to all other files.
+        let unused = if set.classes & other == 0 { 0 } else { !((1 << COUNT) - 1) };
+        take(set.classes | unused, &compiled.rules)?;
+    }
+    Ok(())
 }
 
 fn compiler() -> Compiler<'static> {

@@ -70,7 +70,14 @@ fn compile_all(
         problems_left_out: left_out,
     };
     let mut writer = Writer { out, at: 0, sets: Vec::new() };
-    compile::by_class(rules, files, &usable, &mut begin, |classes, rules| writer.write(classes, rules))?;
+    let sorted =
+        compile::by_class(rules, files, &usable, &mut begin, |classes, rules| writer.write(classes, rules));
+    if sorted.is_err() {
+        // Slower and right: every file with all rules. What was written before is left where it is.
+        let (at, sets) = (writer.at, Vec::new());
+        writer = Writer { out, at, sets };
+        writer.write(u32::MAX, &compile::compile(files, &mut begin).rules)?;
+    }
     Ok(messages::Compiled { loaded: Some(loaded), sets: writer.sets })
 }
 

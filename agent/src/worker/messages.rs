@@ -335,7 +335,7 @@ impl Answer {
 /// The sets lie one behind the other within what a compiling worker may write, and every class has one.
 fn check_compiled(compiled: Compiled) -> Result<Answer, Hostile> {
     let loaded = check_loaded(compiled.loaded.ok_or(Hostile::Unreadable)?)?;
-    let (mut end, mut classes) = (0, 0);
+    let (mut end, mut classes) = (compiled.sets.first().map_or(0, |set| set.offset), 0);
     for set in &compiled.sets {
         if set.offset != end || set.length == 0 || set.blake3.len() != 32 || classes & set.classes != 0 {
             return Err(Hostile::Field("rule set"));

@@ -7,7 +7,7 @@
 //!
 //! The parent's half assumes nothing of the other: answers are decoded as hostile input. The worker's half assumes
 //! nothing of files. `yara-x` is used here only, and of these files only by `compile`, `compiling`, `sets`, `matches`,
-//! `scan`.
+//! `scan` and `routing::compare`.
 
 /// What the two halves say to each other.
 pub mod messages;
@@ -27,6 +27,8 @@ pub mod compiler;
 pub mod compiling;
 /// Rule sources to rules.
 pub mod compile;
+/// Rules sorted by the first bytes of the files that they can match.
+pub mod routing;
 /// The scanning worker's half.
 pub mod inside;
 /// Compiled rules, and what was seen to be clean.

@@ -5,6 +5,7 @@
 //! a damaged file of compiled rules is as good as somebody else's code.
 
 use super::messages::CompiledSet;
+use super::routing::classes::Class;
 use super::scan::MATCHES_PER_PATTERN_MAX;
 use anyhow::{Context as _, Result, ensure};
 use std::collections::HashSet;
@@ -43,7 +44,7 @@ impl Sets {
 
     /// Which set is for a file that begins so; each class has one.
     fn index(&self, head: &[u8]) -> usize {
-        let class = class_bit(head);
+        let class = 1 << Class::of(head).index();
         self.sets.iter().position(|(set, _)| set.classes & class != 0).unwrap_or(0)
     }
 
@@ -70,10 +71,6 @@ impl Sets {
         );
         Rules::deserialize(&bytes).context("could not load the compiled rules")
     }
-}
-
-fn class_bit(_head: &[u8]) -> u32 {
-    1
 }
 
 /// One thread's scanners: one for each set that it met.

@@ -1,0 +1,168 @@
+//! Rules sorted by the files that they can match, so that a file is scanned with those only.
+//!
+//! ```text
+//! rule files -> outline (gates, bytes, modules) -> references -> cut -> sets of rule files
+//! first bytes of a file -> classes -> the set for it
+//! ```
+//!
+//! Pure. Assumes rule files that compile as they are: a set may leave out the very rule that has the error, and then
+//! the rest of its file would match. Promises that a file's class picks a set which matches exactly as all rules
+//! together would; the proof is `compare`, and the tests that use it.
+
+/// The classes of files.
+pub mod classes;
+/// Bytes at fixed places.
+pub mod bytes;
+/// What the scanner's modules say of files that are not theirs.
+pub mod modules;
+/// A condition to the classes in which it can be true.
+pub mod gates;
+/// A file of rules as far as routing must know it.
+pub mod outline;
+/// What else a set must hold.
+pub mod references;
+/// The text that is left.
+pub mod cut;
+/// The same bytes with all rules and with those of their class.
+pub mod compare;
+#[cfg(test)]
+mod tests;
+
+use super::messages::RuleFile;
+use classes::{COUNT, Class, Classes};
+use outline::Outline;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Sets of which none has this many rules more than another one are joined: each costs memory and time to compile, and
+/// a rule that can't match costs some 50 ns a scan.
+pub const SET_RULES_MIN: usize = 64;
+
+/// Which rules to scan with, for every class of files.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Each class is in exactly one of them.
+    pub sets: Vec<Set>,
+}
+
+/// Rules that are compiled together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Set {
+    /// For which files: one bit a class, the lowest for index 0.
+    pub classes: u32,
+    /// In the order that they came in; without those that have no rule in this set.
+    pub files: Vec<RuleFile>,
+    /// How many rules are in them, as far as they could be counted.
+    pub rules: usize,
+}
+
+impl Plan {
+    /// Which set is for each class, by its index.
+    #[must_use]
+    pub fn by_class(&self) -> [usize; COUNT] {
+        let set_of = |class: Class| self.sets.iter().position(|set| set.classes >> class.index() & 1 == 1);
+        Class::ALL.map(|class| set_of(class).unwrap_or_default())
+    }
+}
+
+/// Sorts the rules. A file that is not wholly understood, or whose name another one has too (they share a namespace),
+/// is in every set as it is.
+#[must_use]
+pub fn plan(files: &[RuleFile]) -> Plan {
+    plan_joining(files, SET_RULES_MIN)
+}
+
+/// With sets that differ by fewer rules than this joined.
+fn plan_joining(files: &[RuleFile], rules_min: usize) -> Plan {
+    let mut names: HashMap<&str, usize> = HashMap::new();
+    for file in files {
+        *names.entry(&file.name).or_default() += 1;
+    }
+    let alone = |file: &RuleFile| names.get(file.name.as_str()) == Some(&1);
+    let outlines: Vec<Option<Outline>> =
+        files.iter().map(|file| alone(file).then(|| Outline::of(&file.text)).flatten()).collect();
+    let sets = groups(&outlines, rules_min).into_iter().map(|group| set(files, &outlines, group)).collect();
+    Plan { sets }
+}
+
+/// Classes that share a set, and what it needs: of each file each rule.
+struct Group {
+    classes: Classes,
+    needed: Vec<Vec<bool>>,
+    /// Rules that not every class needs.
+    own: BTreeSet<(usize, usize)>,
+    /// Modules that its rules use.
+    modules: BTreeSet<String>,
+}
+
+fn groups(outlines: &[Option<Outline>], rules_min: usize) -> Vec<Group> {
+    let mut same: BTreeMap<Vec<Vec<bool>>, Classes> = BTreeMap::new();
+    for class in Class::ALL {
+        let of_file = |outline: &Option<Outline>| {
+            outline.as_ref().map(|outline| references::needed(outline, class)).unwrap_or_default()
+        };
+        let needed = outlines.iter().map(of_file).collect();
+        *same.entry(needed).or_insert(Classes::NONE) |= Classes::of(&[class]);
+    }
+    let general = |place: &(usize, usize)| same.keys().all(|needed| needed[place.0][place.1]);
+    let mut groups: Vec<Group> = same
+        .iter()
+        .map(|(needed, classes)| Group {
+            classes: *classes,
+            needed: needed.clone(),
+            own: places(needed).filter(|place| !general(place)).collect(),
+            modules: modules_of(outlines, needed),
+        })
+        .collect();
+    groups.sort_by_key(|group| (group.own.len(), group.classes));
+    join(groups, rules_min)
+}
+
+/// Each into the first of those before it that it may share a set with.
+fn join(groups: Vec<Group>, rules_min: usize) -> Vec<Group> {
+    let mut joined: Vec<Group> = Vec::new();
+    for group in groups {
+        // A module costs more than all rules that are saved here.
+        let fits = |known: &&mut Group| {
+            known.modules == group.modules && known.own.union(&group.own).count() < rules_min
+        };
+        let Some(known) = joined.iter_mut().find(fits) else {
+            joined.push(group);
+            continue;
+        };
+        known.classes |= group.classes;
+        for (known, other) in known.needed.iter_mut().flatten().zip(group.needed.iter().flatten()) {
+            *known |= *other;
+        }
+        known.own.extend(group.own);
+    }
+    joined
+}
+
+/// File and rule of each that is needed.
+fn places(needed: &[Vec<bool>]) -> impl Iterator<Item = (usize, usize)> + '_ {
+    needed.iter().enumerate().flat_map(|(file, rules)| {
+        rules.iter().enumerate().filter(|(_, needed)| **needed).map(move |(rule, _)| (file, rule))
+    })
+}
+
+fn modules_of(outlines: &[Option<Outline>], needed: &[Vec<bool>]) -> BTreeSet<String> {
+    let mut modules = BTreeSet::new();
+    for (outline, needed) in outlines.iter().zip(needed) {
+        let Some(outline) = outline else { continue };
+        let used = outline.imports.iter().zip(cut::modules(outline, needed));
+        modules.extend(used.filter(|(_, used)| *used).map(|(import, _)| import.module.clone()));
+    }
+    modules
+}
+
+fn set(files: &[RuleFile], outlines: &[Option<Outline>], group: Group) -> Set {
+    let mut set =
+        Set { classes: group.classes.bits(), files: Vec::new(), rules: places(&group.needed).count() };
+    for ((file, outline), needed) in files.iter().zip(outlines).zip(&group.needed) {
+        match outline {
+            Some(outline) => set.files.extend(cut::cut(file, outline, needed)),
+            None => set.files.push(file.clone()),
+        }
+    }
+    set
+}

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use vidette_agent::detection::hashes::HashSources;
 use vidette_agent::detection::rules::{RuleSources, Source};
 use vidette_agent::detection::walk::Scope;
 use vidette_agent::detection::{self, Config, Detection, EVENTS_QUEUE_MAX};
@@ -57,7 +58,7 @@ fn rules(text: &str) -> RuleSet {
 
 fn pool_with(violation: Violation, threads: usize, size_max_bytes: u64, timeout: Duration) -> Pool {
     let launcher = Launcher::of(Path::new(AGENT)).unwrap().with_violation(violation);
-    Pool::new(Settings { launcher, rules: rules(MARKER_RULES), threads, size_max_bytes, timeout })
+    Pool::new(Settings { launcher, rules: rules(MARKER_RULES), threads, size_max_bytes, timeout, digests: 0 })
 }
 
 fn pool() -> Pool {
@@ -341,7 +342,8 @@ fn a_worker_dies_with_its_pool() {
 fn a_program_that_is_no_worker_is_given_up() {
     let launcher = Launcher::of(Path::new("/bin/true")).unwrap();
     let (rules, timeout) = (rules(MARKER_RULES), Duration::from_secs(2));
-    let mut pool = Pool::new(Settings { launcher, rules, threads: 1, size_max_bytes: 1 << 20, timeout });
+    let mut pool =
+        Pool::new(Settings { launcher, rules, threads: 1, size_max_bytes: 1 << 20, timeout, digests: 0 });
     assert!(matches!(scan_one(&mut pool, file(b"one")), Outcome::NotScanned(_)));
 }
 
@@ -376,6 +378,7 @@ fn stage(rules: RuleSources) -> Stage {
     let config = Config {
         host: Host::read(),
         rules,
+        hashes: HashSources::default(),
         size_max_bytes: 1 << 20,
         scan_timeout: Duration::from_secs(10),
         scans_parallel: 2,
@@ -640,6 +643,7 @@ fn a_stage_without_a_worker_says_so_and_records_what_it_saw() {
     let config = Config {
         host: Host::read(),
         rules: builtin(),
+        hashes: HashSources::default(),
         size_max_bytes: 1 << 20,
         scan_timeout: Duration::from_secs(10),
         scans_parallel: 1,

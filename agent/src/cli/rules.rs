@@ -79,6 +79,7 @@ fn ask(rules: crate::worker::RuleSet) -> Result<Loaded> {
         threads: 1,
         size_max_bytes: SIZE_DEFAULT_BYTES,
         timeout: TIMEOUT,
+        digests: 0,
     });
     let mut outputs = pool.prepare(Instant::now());
     loop {

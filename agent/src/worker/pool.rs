@@ -54,6 +54,8 @@ pub struct Settings {
     pub size_max_bytes: u64,
     /// When a scan is given up.
     pub timeout: Duration,
+    /// What the worker computes for hash lists: bits of [`super::digests`].
+    pub digests: u32,
 }
 
 /// A file that is done.
@@ -157,6 +159,11 @@ impl Pool {
     /// Rules that are used when the first ones kill every worker that loads them.
     pub fn fall_back_to(&mut self, rules: RuleSet) {
         self.good.get_or_insert(rules);
+    }
+
+    /// What the worker computes of files that it is handed from now on: bits of [`super::digests`].
+    pub fn want_digests(&mut self, digests: u32) {
+        self.settings.digests = digests;
     }
 
     /// To select on; each note goes to [`Self::note`].
@@ -379,6 +386,7 @@ impl Pool {
                 id: job.id,
                 size_max_bytes: self.settings.size_max_bytes,
                 timeout_ms: u64::try_from(self.settings.timeout.as_millis()).unwrap_or(u64::MAX),
+                digests: self.settings.digests,
             };
             if process.scan(request, job.payload.0.as_fd()).is_err() {
                 // It is gone; the end of its socket says so in a moment, and settles the job.

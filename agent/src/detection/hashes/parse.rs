@@ -435,7 +435,7 @@ mod tests {
         // The head of a dump of MalwareBazaar: quoted, the header in a comment, `n/a` for what is not known.
         check(
             "################\n# Dump (CSV)   #\n#\n# \"first_seen_utc\",\"sha256_hash\",\"md5_hash\",\"sha1_hash\",\"reporter\",\"file_name\",\"signature\"\n\"2020-01-01 00:00:00\", \"S256\", \"M5\", \"S1\", \"someone\", \"a.exe\", \"Mirai\"\n\"2020-01-01 00:00:00\", \"S256\", \"n/a\", \"\", \"someone\", \"b.exe\", \"n/a\"",
-            &["md5=Mirai", "sha1=Mirai", "sha256=Mirai", "sha256=b.exe"].map(|entry| entry).as_slice(),
+            &["sha256=Mirai", "md5=Mirai", "sha1=Mirai", "sha256=b.exe"],
         );
     }
 

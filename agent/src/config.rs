@@ -59,6 +59,7 @@ enum LevelFile {
 struct DetectionFile {
     builtin_rules: bool,
     rules: Vec<PathBuf>,
+    hashes: Vec<PathBuf>,
     size_max_bytes: u64,
     scan_timeout_s: u64,
     scans_parallel: usize,
@@ -89,6 +90,7 @@ impl Default for DetectionFile {
         Self {
             builtin_rules: true,
             rules: Vec::new(),
+            hashes: Vec::new(),
             size_max_bytes: 64 << 20,
             scan_timeout_s: 30,
             scans_parallel: 2,
@@ -124,6 +126,8 @@ pub struct Config {
     pub builtin_rules: bool,
     /// Further rules: files, or folders of `.yar` and `.yara` files.
     pub rules: Vec<PathBuf>,
+    /// Lists of digests: files, or folders of `.txt`, `.csv` and `.hashes` files.
+    pub hashes: Vec<PathBuf>,
     /// Of a larger file only head and tail are scanned. Bytes.
     pub size_max_bytes: u64,
     /// A scan that takes longer is given up.
@@ -167,6 +171,7 @@ impl Config {
             self_test: interval(sensors.self_test_s),
             builtin_rules: detection.builtin_rules,
             rules: Vec::new(),
+            hashes: Vec::new(),
             size_max_bytes: detection.size_max_bytes,
             scan_timeout: Duration::from_secs(detection.scan_timeout_s),
             scans_parallel: detection.scans_parallel,
@@ -189,6 +194,9 @@ impl Config {
         for rule in &detection.rules {
             absolute("detection.rules", rule)?;
         }
+        for list in &detection.hashes {
+            absolute("detection.hashes", list)?;
+        }
         Ok(Self {
             state,
             watch: prefixes("sensors.watch", &file.sensors.watch)?,
@@ -199,6 +207,7 @@ impl Config {
             self_test: interval(file.sensors.self_test_s),
             builtin_rules: detection.builtin_rules,
             rules: detection.rules,
+            hashes: detection.hashes,
             size_max_bytes: detection.size_max_bytes,
             scan_timeout: Duration::from_secs(detection.scan_timeout_s),
             scans_parallel: detection.scans_parallel,
@@ -293,6 +302,7 @@ mod tests {
             "self_test_s",
             "builtin_rules",
             "rules",
+            "hashes",
             "size_max_bytes",
             "scan_timeout_s",
             "scans_parallel",
@@ -318,6 +328,7 @@ mod tests {
         check("[sensors\n", "line 1");
         check("[detection]\nscan_timeout_s = 1", "detection.scan_timeout_s is 1: set it between 2 and 600");
         check("[detection]\nrules = [\"rules\"]", "detection.rules entry `rules`");
+        check("[detection]\nhashes = [\"lists\"]", "detection.hashes entry `lists`");
         check("[sensors]\nlevel = \"max\"", "unknown variant `max`");
         check("[outbox]\nbytes_max = 1", "outbox.bytes_max is 1");
         check("state = \"x\"", "state entry `x`");

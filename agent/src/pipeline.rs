@@ -4,6 +4,7 @@
 //! transport says goodbye after what it can still send in its grace time, the outbox commits the last of them.
 
 use crate::config::Config;
+use crate::detection::hashes::HashSources;
 use crate::detection::rules::RuleSources;
 use crate::detection::walk::Scope;
 use crate::detection::{self, Detection, EVENTS_QUEUE_MAX, mark};
@@ -235,6 +236,7 @@ fn detection_config(config: &Config, host: &Host) -> anyhow::Result<detection::C
     Ok(detection::Config {
         host: host.clone(),
         rules: RuleSources { builtin: config.builtin_rules, files: config.rules.clone() },
+        hashes: HashSources { files: config.hashes.clone(), folder: Some(config.state.clone()) },
         size_max_bytes: config.size_max_bytes,
         scan_timeout: config.scan_timeout,
         scans_parallel: config.scans_parallel,
@@ -373,6 +375,7 @@ impl Facts {
             rules_version: detection.rules_version,
             rules: u64::from(detection.rules_count),
             rule_errors: detection.rule_errors,
+            hashes: detection.hashes,
             poisoned: detection.poisoned as u64,
             transport: word.into(),
             transport_detail: detail,

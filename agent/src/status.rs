@@ -1,6 +1,7 @@
 //! How the agent is, told over a Unix socket in its state folder: `vidette-agent status` asks, a thread of
 //! the running agent answers with one JSON object and closes. Nobody but the folder's owner can reach it.
 
+use crate::detection::hashes::Summary;
 use crate::stop::Stop;
 use crate::telemetry::Equation;
 use anyhow::{Context, bail};
@@ -49,6 +50,9 @@ pub struct Report {
     pub rules: u64,
     /// Rule files left out, with the mistake.
     pub rule_errors: Vec<String>,
+    /// The hash lists in use.
+    #[serde(default)]
+    pub hashes: Summary,
     /// Files that killed the scanner and are not tried again with these rules.
     pub poisoned: u64,
     /// What the transport does: `connected`, `connecting`, `not joined`, `refused`.

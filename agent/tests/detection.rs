@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use vidette_agent::detection::backlog::{ALERTS_MAX, TELEMETRY_MAX};
+use vidette_agent::detection::hashes::HashSources;
 use vidette_agent::detection::queue::FILES_MAX;
 use vidette_agent::detection::rules::RuleSources;
 use vidette_agent::detection::walk::Scope;
@@ -57,6 +58,7 @@ impl Stage {
         let config = Config {
             host: Host::read(),
             rules: RuleSources { builtin: true, files: vec![] },
+            hashes: HashSources::default(),
             size_max_bytes: 1 << 20,
             scan_timeout: SCAN_TIMEOUT,
             scans_parallel: 2,

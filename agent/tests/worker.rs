@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use vidette_agent::detection::hashes::HashSources;
 use vidette_agent::detection::rules::{RuleSources, Source};
 use vidette_agent::detection::walk::Scope;
 use vidette_agent::detection::{self, Config, Detection, EVENTS_QUEUE_MAX};
@@ -392,6 +393,7 @@ fn stage(rules: RuleSources) -> Stage {
     let config = Config {
         host: Host::read(),
         rules,
+        hashes: HashSources::default(),
         size_max_bytes: 1 << 20,
         scan_timeout: Duration::from_secs(10),
         scans_parallel: 2,
@@ -657,6 +659,7 @@ fn a_stage_without_a_worker_says_so_and_records_what_it_saw() {
     let config = Config {
         host: Host::read(),
         rules: builtin(),
+        hashes: HashSources::default(),
         size_max_bytes: 1 << 20,
         scan_timeout: Duration::from_secs(10),
         scans_parallel: 1,

@@ -83,7 +83,9 @@ fn check_file(file: &wire::File) -> Result<(), TooLong> {
     at_most("path", file.path.len(), PATH_BYTES_MAX)?;
     at_most("path in the container", file.container_path.len(), PATH_BYTES_MAX)?;
     at_most("digest", file.blake3.len(), 32)?;
-    at_most("digest", file.sha256.len(), 32)
+    at_most("digest", file.sha256.len(), 32)?;
+    at_most("digest", file.sha1.len(), 20)?;
+    at_most("digest", file.md5.len(), 16)
 }
 
 fn check_process(process: &wire::Process) -> Result<(), TooLong> {
@@ -180,6 +182,7 @@ fn cut_actors(file: &mut Option<wire::File>, process: &mut Option<wire::Process>
     if let Some(file) = file {
         cut |=
             bytes(&mut file.path, PATH_BYTES_MAX) | bytes(&mut file.blake3, 32) | bytes(&mut file.sha256, 32);
+        cut |= bytes(&mut file.sha1, 20) | bytes(&mut file.md5, 16);
         cut |= bytes(&mut file.container_path, PATH_BYTES_MAX);
     }
     if let Some(process) = process {
@@ -270,6 +273,8 @@ mod tests {
             path: name(PATH_BYTES_MAX),
             blake3: name(32),
             sha256: name(32),
+            sha1: name(20),
+            md5: name(16),
             container_path: name(PATH_BYTES_MAX),
             ..Default::default()
         };

@@ -3,6 +3,8 @@
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
+/// Tests hash lists: `hashes check`.
+pub mod hashes;
 /// Enrols this host: `join`.
 pub mod join;
 /// Tests rules: `rules check`.
@@ -60,6 +62,9 @@ pub enum Command {
     /// Work with rules
     #[command(subcommand)]
     Rules(rules::Command),
+    /// Work with hash lists
+    #[command(subcommand)]
+    Hashes(hashes::Command),
     /// Show how the agent that runs on this host is
     Status(status::Args),
     /// Print a completion script for a shell
@@ -96,6 +101,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Scan(args) => scan::run(args),
         Command::Watch(args) => watch::run(&args),
         Command::Rules(args) => rules::run(args),
+        Command::Hashes(args) => hashes::run(args),
         Command::Status(args) => status::run(&args),
         Command::Completions { shell } => {
             let mut command = <Cli as clap::CommandFactory>::command();

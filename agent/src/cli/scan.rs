@@ -4,6 +4,7 @@
 
 use super::walk::{Found, Options, Walk};
 use crate::detection::events::{self, Item, Looked, What};
+use crate::detection::hashes::{self, HashSources, Hashes};
 use crate::detection::rules::RuleSources;
 use crate::host::{Host, Moment};
 use crate::worker::pool::{Done, Output, Pool, Settings};
@@ -16,6 +17,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use vidette_protocol::wire::{Severity, Trigger, Verdict, event::Kind};
 use vidette_protocol::{ecs, escape};
@@ -46,6 +48,9 @@ pub struct Args {
     /// More rules: files, or folders of *.yar and *.yara files. May be repeated.
     #[arg(long, value_name = "FILE")]
     rules: Vec<PathBuf>,
+    /// Hash lists: files, or folders of *.txt, *.csv and *.hashes files. May be repeated.
+    #[arg(long, value_name = "FILE")]
+    hashes: Vec<PathBuf>,
     /// Do not use the rules that ship with the agent.
     #[arg(long)]
     no_builtin_rules: bool,
@@ -116,6 +121,7 @@ struct Scan {
     host: Host,
     json: bool,
     pool: Pool,
+    hashes: Hashes,
     in_flight: HashMap<u64, Vec<u8>>,
     last_id: u64,
     totals: Totals,
@@ -164,21 +170,25 @@ impl Scan {
         for error in &found.errors {
             eprintln!("{error}");
         }
-        if found.sources.is_empty() {
+        let hashes = lists(&args.hashes)?;
+        if found.sources.is_empty() && hashes.wanted() == 0 {
             bail!("there are no rules: leave out --no-builtin-rules, or name some with --rules");
         }
-        let totals = Totals { bad_rules: found.errors.len(), ..Default::default() };
+        let totals =
+            Totals { bad_rules: found.errors.len() + hashes.complaints().count(), ..Default::default() };
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let settings = Settings {
             threads: args.threads.unwrap_or(processors).clamp(1, THREADS_MAX),
             size_max_bytes: args.max_size.0,
             timeout,
+            digests: hashes.wanted(),
             ..Settings::new(Launcher::own()?, found.into_set())
         };
         Ok(Self {
             host: Host::read(),
             json: args.json,
             pool: Pool::new(settings),
+            hashes,
             in_flight: HashMap::new(),
             last_id: 0,
             totals,
@@ -243,7 +253,7 @@ impl Scan {
                             problem.file, problem.line
                         ));
                     }
-                    if loaded.rules == 0 {
+                    if loaded.rules == 0 && self.hashes.wanted() == 0 {
                         bail!("there is not one usable rule: see `vidette-agent rules check`");
                     }
                 }
@@ -267,7 +277,7 @@ impl Scan {
             self.totals.bytes += scan.scanned_bytes;
         }
         let file = rustix::fs::fstat(&done.file).map(|stat| events::file(&stat)).unwrap_or_default();
-        let looked = Looked::new(file, done.outcome, &done.rules_version);
+        let looked = Looked::new(file, self.hashes.judge(done.outcome), &done.rules_version);
         match looked.verdict {
             Verdict::Clean => {}
             Verdict::Matched => self.totals.matched += 1,
@@ -327,6 +337,16 @@ impl Scan {
             self.progress.set_message(format!("{files} files, {rate:.0} a second, {matched} matched"));
         }
     }
+}
+
+/// Made before anything is scanned; the tables lie where temporary files do.
+fn lists(files: &[PathBuf]) -> Result<Hashes> {
+    let sources = HashSources { files: files.to_vec(), folder: Some(std::env::temp_dir()) };
+    let hashes = hashes::build(&sources, &AtomicBool::new(false))?;
+    for complaint in hashes.complaints() {
+        eprintln!("{complaint}");
+    }
+    Ok(hashes)
 }
 
 /// Hidden when standard error is no terminal, or when nothing else is a terminal's business.
@@ -401,7 +421,7 @@ impl Totals {
             }
         }
         if self.bad_rules > 0 {
-            eprintln!("  {} errors in rules", self.bad_rules);
+            eprintln!("  {} errors in rules and hash lists", self.bad_rules);
         }
     }
 

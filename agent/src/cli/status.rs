@@ -2,6 +2,7 @@
 
 use super::EXIT_ERROR;
 use crate::config::Config;
+use crate::detection::hashes::Summary;
 use crate::status::{self, Report, Rescan};
 use comfy_table::{Table, presets};
 use std::path::PathBuf;
@@ -61,6 +62,12 @@ fn table(report: &Report) -> String {
     for error in &report.rule_errors {
         row("rule left out", error.clone());
     }
+    if report.hashes.lists > 0 || report.hashes.building || !report.hashes.errors.is_empty() {
+        row("hash lists", hash_lists(&report.hashes));
+    }
+    for error in &report.hashes.errors {
+        row("in hash lists", error.clone());
+    }
     if report.poisoned > 0 {
         row("not scanned again", format!("{} files that killed the scanner", report.poisoned));
     }
@@ -85,6 +92,21 @@ fn table(report: &Report) -> String {
         row(&name.replace('_', " "), value.to_string());
     }
     table.trim_fmt()
+}
+
+fn hash_lists(lists: &Summary) -> String {
+    let building = if lists.building { "; others are being made" } else { "" };
+    if lists.lists == 0 {
+        return format!("none in use{building}");
+    }
+    format!(
+        "{} digests of {} lists ({}), {} in memory, {} on disk{building}",
+        lists.entries,
+        lists.lists,
+        lists.kinds.join(", "),
+        mebibytes(lists.memory_bytes),
+        mebibytes(lists.disk_bytes)
+    )
 }
 
 fn rescan(rescan: &Rescan) -> String {

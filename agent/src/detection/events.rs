@@ -4,6 +4,7 @@
 //! means clean, but files that no scanner reads are also quite ordinary. Gaps are MEDIUM. A file too large to be
 //! scanned whole that matched nothing is no detection: its file event says so.
 
+use super::hashes::Summary;
 use crate::host::{Host, Moment};
 use crate::worker::{Outcome, Scan, clip};
 use vidette_protocol::limits::{PATH_BYTES_MAX, TEXT_BYTES_MAX};
@@ -97,6 +98,8 @@ impl Looked {
     fn take(&mut self, scan: Scan) {
         self.file.blake3 = scan.blake3.map(|digest| digest.to_vec()).unwrap_or_default();
         self.file.sha256 = scan.sha256.map(|digest| digest.to_vec()).unwrap_or_default();
+        self.file.sha1 = scan.sha1.map(|digest| digest.to_vec()).unwrap_or_default();
+        self.file.md5 = scan.md5.map(|digest| digest.to_vec()).unwrap_or_default();
         (self.verdict, self.rules, self.detail, self.scan_us) =
             (scan.verdict, scan.rules, scan.detail, scan.scan_us);
     }
@@ -292,6 +295,23 @@ pub fn rules_loaded(host: &Host, version: &str, rules: u32, errors: usize) -> wi
     host.event(Moment::now(), Severity::Info, Kind::Audit(audit))
 }
 
+/// Hash lists that are used from now on.
+#[must_use]
+pub fn hashes_loaded(host: &Host, lists: &Summary) -> wire::Event {
+    let audit = wire::Audit {
+        action: "hash-lists-loaded".to_owned(),
+        outcome: if lists.errors.is_empty() { "success" } else { "failure" }.to_owned(),
+        detail: format!(
+            "version {}: {} digests of {} lists, {} errors",
+            lists.version,
+            lists.entries,
+            lists.lists,
+            lists.errors.len()
+        ),
+    };
+    host.event(Moment::now(), Severity::Info, Kind::Audit(audit))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -319,6 +339,9 @@ mod tests {
                 verdict,
                 blake3: Some([1; 32]),
                 sha256: None,
+                sha1: None,
+                md5: None,
+                whole: true,
                 rules,
                 detail: String::new(),
                 scan_us: 9,

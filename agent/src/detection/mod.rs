@@ -12,6 +12,8 @@
 
 /// Where rules come from.
 pub mod rules;
+/// Digests that are known to be bad, beside the rules.
+pub mod hashes;
 /// A bounded map that forgets what was used longest ago.
 pub mod lru;
 /// Files below a folder that changed since a time.
@@ -47,6 +49,7 @@ use crate::telemetry::Counters;
 use crate::worker::poison::Poison;
 use crate::worker::process::{Launcher, resident_bytes};
 use crossbeam_channel::{Receiver, Sender, bounded};
+use hashes::HashSources;
 use rescan::{Desk, Progress, Rescans, Wish};
 use rules::RuleSources;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -67,6 +70,8 @@ pub struct Config {
     pub host: Host,
     /// Where rules come from.
     pub rules: RuleSources,
+    /// Where hash lists come from.
+    pub hashes: HashSources,
     /// Above it only head and tail of a file are scanned. Bytes.
     pub size_max_bytes: u64,
     /// When a scan is given up.
@@ -104,8 +109,17 @@ pub struct Snapshot {
     pub rules_count: u32,
     /// One sentence for each error in rules, with file and line.
     pub rule_errors: Vec<String>,
+    /// The hash lists in use.
+    pub hashes: hashes::Summary,
     /// Files that killed the worker and are not tried again.
     pub poisoned: usize,
+}
+
+/// What is to be read again.
+#[derive(Debug)]
+enum Reload {
+    Rules(RuleSources),
+    Hashes(HashSources),
 }
 
 /// The running stage.
@@ -113,7 +127,7 @@ pub struct Snapshot {
 pub struct Detection {
     shared: Arc<Mutex<Snapshot>>,
     desk: Arc<Desk>,
-    reload: Sender<RuleSources>,
+    reload: Sender<Reload>,
     thread: JoinHandle<()>,
 }
 
@@ -152,7 +166,13 @@ impl Detection {
     /// Reads and uses other rules; the outcome is an event.
     pub fn reload_rules(&self, sources: RuleSources) {
         // Closed: the stage has ended and needs no rules. Full: waits, because no request may be lost.
-        let _ = self.reload.send(sources);
+        let _ = self.reload.send(Reload::Rules(sources));
+    }
+
+    /// Reads other hash lists and uses them when they are whole; the outcome is an event.
+    pub fn reload_hashes(&self, sources: HashSources) {
+        // As above.
+        let _ = self.reload.send(Reload::Hashes(sources));
     }
 
     /// Looks again at what changed since then, in everything that is watched; `reason` is one word. The outcome is an

@@ -5,12 +5,13 @@ use super::cache::{Cache, Known};
 use super::classes::{self, Origins};
 use super::concluded::Concluded;
 use super::events::{self, Item, Looked, What};
+use super::hashes::keeper::{Keeper, Made};
 use super::losses::Losses;
 use super::outgoing::Outgoing;
 use super::queue::{Next, Push, Pushed, Queue};
-use super::rescan::{Folder, Rescans, Told};
+use super::rescan::{Folder, Rescans, Told, Wish};
 use super::rules::RuleSources;
-use super::{Config, Snapshot, lock};
+use super::{Config, Reload, Snapshot, lock};
 use crate::host::{Host, Moment};
 use crate::sensors::{Observation, OpenFile};
 use crate::telemetry::Counters;
@@ -37,7 +38,7 @@ pub(super) struct Stage {
     pub(super) counters: Arc<Counters>,
     pub(super) input: Receiver<Observation>,
     pub(super) out: Sender<wire::Event>,
-    pub(super) reloads: Receiver<RuleSources>,
+    pub(super) reloads: Receiver<Reload>,
     pub(super) rescans: Rescans,
     pub(super) shared: Arc<Mutex<Snapshot>>,
 }
@@ -48,6 +49,8 @@ struct InFlight {
     file: wire::File,
     items: Vec<Item>,
     began_ns: i64,
+    /// It was scanned before, without the digests that newer hash lists need.
+    again: bool,
 }
 
 /// What became of an observation, for the counters.
@@ -67,6 +70,10 @@ struct Running {
     shared: Arc<Mutex<Snapshot>>,
     queue: Queue<OwnedFd, Item>,
     origins: Origins,
+    hashes: Keeper,
+    /// Files were looked at without the newest lists since then. Unix nanoseconds.
+    hashes_behind_since_ns: Option<i64>,
+    hashes_degraded: bool,
     cache: Cache,
     concluded: Concluded,
     pool: Pool,
@@ -110,6 +117,9 @@ impl Stage {
             shared: self.shared,
             queue: Queue::default(),
             origins: Origins::default(),
+            hashes_behind_since_ns: (!config.hashes.files.is_empty()).then(|| Moment::now().unix_ns),
+            hashes: Keeper::new(config.hashes),
+            hashes_degraded: false,
             cache: Cache::default(),
             concluded: Concluded::default(),
             pool,
@@ -124,6 +134,7 @@ impl Stage {
             worker_failed: false,
             sandbox_told: false,
         };
+        lock(&running.shared).hashes = running.hashes.summary();
         let outputs = running.pool.prepare(Instant::now());
         running.settle(outputs);
         running.go(self.input, self.reloads);
@@ -131,7 +142,7 @@ impl Stage {
 }
 
 impl Running {
-    fn go(&mut self, mut input: Receiver<Observation>, mut reloads: Receiver<RuleSources>) {
+    fn go(&mut self, mut input: Receiver<Observation>, mut reloads: Receiver<Reload>) {
         let (mut open, mut rescans_open) = (true, true);
         loop {
             self.work();
@@ -141,6 +152,7 @@ impl Running {
             }
             let notes = self.pool.notes().clone();
             let (out, told) = (self.out.sender(), self.told(rescans_open));
+            let made = self.hashes.made().clone();
             select! {
                 recv(input) -> observation => match observation {
                     Ok(observation) => {
@@ -168,9 +180,15 @@ impl Running {
                 },
                 send(out, self.out.next()) -> sent => self.out.sent(sent.is_ok()),
                 recv(reloads) -> sources => match sources {
-                    Ok(sources) => self.reload(&sources),
+                    Ok(Reload::Rules(sources)) => self.reload(&sources),
+                    Ok(Reload::Hashes(sources)) => {
+                        self.hashes_behind_since_ns.get_or_insert(Moment::now().unix_ns);
+                        self.hashes.want(sources);
+                        lock(&self.shared).hashes = self.hashes.summary();
+                    }
                     Err(_) => reloads = never(),
                 },
+                recv(made) -> made => if let Ok(made) = made { self.hashes_made(made) },
                 default(self.sleep()) => {}
             }
         }
@@ -333,7 +351,11 @@ impl Running {
             Ok(stat) => stat,
             Err(error) => return self.unreadable(vec![item], error),
         };
-        if !anew && self.concluded.has(&FileKey::of(&stat), self.pool.rules_version()) {
+        if !anew
+            && self
+                .concluded
+                .has(&FileKey::of(&stat), &self.hashes.current().version_with(self.pool.rules_version()))
+        {
             return self.counters.detection_shed_known.one();
         }
         let stat = events::file(&stat);
@@ -378,13 +400,15 @@ impl Running {
         let began_ns = Moment::now().unix_ns;
         let rules_version = self.pool.rules_version().to_owned();
         if next.items.iter().all(may_be_cached)
-            && let Some(known) = self.cache.get(&key, &rules_version, began_ns)
+            && let Some(known) =
+                self.cache.get(&key, &self.hashes.current().version_with(&rules_version), began_ns)
         {
             self.counters.detection_cached.one();
             return self.conclude(next.items, file, recalled(known), &rules_version, Fate::Looked);
         }
         self.last_id += 1;
-        self.in_flight.insert(self.last_id, InFlight { key, file, items: next.items, began_ns });
+        self.in_flight
+            .insert(self.last_id, InFlight { key, file, items: next.items, began_ns, again: false });
         let outputs = self.pool.submit(self.last_id, next.file, now);
         self.settle(outputs);
     }
@@ -424,15 +448,24 @@ impl Running {
         self.emit(event);
     }
 
-    fn done(&mut self, done: Done) {
-        let Some(flight) = self.in_flight.remove(&done.id) else { return };
+    fn done(&mut self, mut done: Done) {
+        let Some(mut flight) = self.in_flight.remove(&done.id) else { return };
+        if !flight.again && !self.hashes.current().can_judge(&done.outcome) {
+            // It was handed over before these lists were there.
+            flight.again = true;
+            self.in_flight.insert(done.id, flight);
+            let outputs = self.pool.submit(done.id, done.file, Instant::now());
+            return self.settle(outputs);
+        }
+        done.outcome = self.hashes.current().judge(done.outcome);
+        let version = self.hashes.current().version_with(&done.rules_version);
         if let Outcome::Scanned(scan) = &done.outcome {
             self.counters.detection_scanned.one();
             if let Ok(after) = rustix::fs::fstat(&done.file) {
                 let after = FileKey::of(&after);
-                self.cache.put(&flight.key, &after, flight.began_ns, &done.rules_version, scan);
+                self.cache.put(&flight.key, &after, flight.began_ns, &version, scan);
                 if scan.stable {
-                    self.concluded.put(&flight.key, &after, flight.began_ns, &done.rules_version);
+                    self.concluded.put(&flight.key, &after, flight.began_ns, &version);
                 }
             }
         }
@@ -501,6 +534,34 @@ impl Running {
         (shared.rules_count, shared.rule_errors) = (loaded.rules, errors);
     }
 
+    /// Other hash lists are used from now on; what was looked at while they were made is looked at again.
+    fn hashes_made(&mut self, made: Made) {
+        let Some(taken) = self.hashes.take(made) else { return };
+        let refused = taken.err().map(str::to_owned);
+        let lists = self.hashes.summary();
+        self.pool.want_digests(self.hashes.current().wanted());
+        let event = events::hashes_loaded(&self.host, &lists);
+        self.emit(event);
+        let behind = self.hashes_behind_since_ns.take();
+        if let Some(error) = refused {
+            self.hashes_degraded = true;
+            self.tell_health("hashes", HealthState::Failed, &format!("the hash lists are not used: {error}"));
+        } else {
+            if !lists.errors.is_empty() {
+                self.hashes_degraded = true;
+                let message = format!("mistakes in hash lists: {}", lists.errors.join("; "));
+                self.tell_health("hashes", HealthState::Degraded, &message);
+            } else if std::mem::take(&mut self.hashes_degraded) {
+                self.tell_health("hashes", HealthState::Ok, "all hash lists are in use");
+            }
+            if let Some(since_unix_ns) = behind.filter(|_| lists.entries > 0) {
+                let wish = Wish { reasons: vec!["hash-lists"], since_unix_ns, hot: Vec::new() };
+                self.rescans.desk().wish(wish);
+            }
+        }
+        lock(&self.shared).hashes = lists;
+    }
+
     fn reload(&mut self, sources: &RuleSources) {
         let found = sources.load();
         self.source_errors.clone_from(&found.errors);
@@ -527,6 +588,9 @@ fn recalled(known: Known) -> Outcome {
             verdict: Verdict::Clean,
             blake3: Some(digest),
             sha256: None,
+            sha1: None,
+            md5: None,
+            whole: true,
             rules: Vec::new(),
             detail: String::new(),
             scan_us: 0,

@@ -20,6 +20,8 @@ pub mod connector;
 /// Linux: how urgent a thread is.
 #[cfg(target_os = "linux")]
 pub mod schedule;
+/// Files without a name.
+pub mod scratch;
 /// Gives way to everybody else.
 pub mod background;
 /// Gives up every right that the worker does not need.

@@ -114,6 +114,9 @@ pub struct ScanRequest {
     /// When the scan is given up. Milliseconds.
     #[prost(uint64, tag = "3")]
     pub timeout_ms: u64,
+    /// Bits of [`super::digests`]; any of them asks for digests of the whole file.
+    #[prost(uint32, tag = "14")]
+    pub digests: u32,
 }
 
 /// All rule sources.
@@ -269,6 +272,15 @@ pub struct Scanned {
     /// See [`Scan::stable`].
     #[prost(bool, tag = "9")]
     pub stable: bool,
+    /// 20 bytes or none.
+    #[prost(bytes = "vec", tag = "14")]
+    pub sha1: Vec<u8>,
+    /// 16 bytes or none.
+    #[prost(bytes = "vec", tag = "15")]
+    pub md5: Vec<u8>,
+    /// See [`Scan::whole`].
+    #[prost(bool, tag = "16")]
+    pub whole: bool,
 }
 
 /// An answer that was checked.
@@ -375,7 +387,7 @@ fn check_scanned(scanned: Scanned) -> Result<(u64, Scan), Hostile> {
         wire::Verdict::TooLarge | wire::Verdict::TimedOut | wire::Verdict::Failed => scanned.rules.is_empty(),
         wire::Verdict::Unspecified | wire::Verdict::NotScanned => false,
     };
-    if !sensible {
+    if !sensible || (scanned.whole && scanned.blake3.is_empty()) {
         return Err(Hostile::Field("verdict"));
     }
     for rule in &scanned.rules {
@@ -392,6 +404,9 @@ fn check_scanned(scanned: Scanned) -> Result<(u64, Scan), Hostile> {
         verdict,
         blake3: digest(&scanned.blake3)?,
         sha256: digest(&scanned.sha256)?,
+        sha1: digest(&scanned.sha1)?,
+        md5: digest(&scanned.md5)?,
+        whole: scanned.whole,
         rules: detection.rules,
         detail: detection.detail,
         scan_us: scanned.scan_us,
@@ -401,7 +416,7 @@ fn check_scanned(scanned: Scanned) -> Result<(u64, Scan), Hostile> {
     Ok((scanned.id, scan))
 }
 
-fn digest(bytes: &[u8]) -> Result<Option<[u8; 32]>, Hostile> {
+fn digest<const N: usize>(bytes: &[u8]) -> Result<Option<[u8; N]>, Hostile> {
     if bytes.is_empty() {
         return Ok(None);
     }
@@ -459,13 +474,19 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let refused: [(&str, Change); 9] = [
+        let refused: [(&str, Change); 12] = [
             ("clean with matches", |s| s.verdict = wire::Verdict::Clean as i32),
             ("matched without rules", |s| s.rules.clear()),
             ("not scanned", |s| s.verdict = wire::Verdict::NotScanned as i32),
             ("unknown verdict", |s| s.verdict = 99),
             ("short digest", |s| s.blake3.truncate(31)),
             ("no digest", |s| s.sha256.clear()),
+            ("short SHA-1", |s| s.sha1 = vec![0; 19]),
+            ("long MD5", |s| s.md5 = vec![0; 17]),
+            ("the whole of nothing", |s| {
+                (s.verdict, s.whole) = (wire::Verdict::Failed as i32, true);
+                (s.rules, s.blake3) = (vec![], vec![]);
+            }),
             ("no severity", |s| s.rules[0].severity = 0),
             ("long name", |s| s.rules[0].name = "x".repeat(NAME_BYTES_MAX + 1)),
             ("many rules", |s| s.rules = vec![s.rules[0].clone(); limits::RULES_MAX + 1]),

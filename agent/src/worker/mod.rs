@@ -67,6 +67,18 @@ pub struct Source {
     pub text: Vec<u8>,
 }
 
+/// Which digests of a file the worker is to tell, whatever rules say: bits of `ScanRequest::digests`.
+pub mod digests {
+    /// RFC 1321.
+    pub const MD5: u32 = 1;
+    /// FIPS 180-4.
+    pub const SHA1: u32 = 2;
+    /// FIPS 180-4.
+    pub const SHA256: u32 = 4;
+    /// It is told anyway; asked for, it is of the whole file even where only head and tail are scanned.
+    pub const BLAKE3: u32 = 8;
+}
+
 /// Rules as source, with the name of exactly these sources.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleSet {
@@ -121,10 +133,16 @@ pub enum Outcome {
 pub struct Scan {
     /// Clean, matched, too large, timed out or failed.
     pub verdict: wire::Verdict,
-    /// BLAKE3 of the bytes that were scanned; `None` when none could be read.
+    /// BLAKE3 of the bytes that were scanned, or of the whole file (`whole`); `None` when none could be read.
     pub blake3: Option<[u8; 32]>,
-    /// SHA-256 of the same, when rules matched.
+    /// SHA-256 of the same, when rules matched or it was asked for.
     pub sha256: Option<[u8; 32]>,
+    /// SHA-1 of the same, when it was asked for.
+    pub sha1: Option<[u8; 20]>,
+    /// MD5 of the same, when it was asked for.
+    pub md5: Option<[u8; 16]>,
+    /// The digests are of the whole file.
+    pub whole: bool,
     /// Most severe first.
     pub rules: Vec<wire::RuleMatch>,
     /// Why it is not clean, or what was left out.

@@ -64,6 +64,8 @@ pub struct Settings {
     pub poison: Poison,
     /// Small files that one thread is handed together: more is faster, fewer lets what is urgent go first.
     pub batch: usize,
+    /// What the worker computes for hash lists: bits of [`super::digests`].
+    pub digests: u32,
 }
 
 impl Settings {
@@ -79,6 +81,7 @@ impl Settings {
             background: false,
             poison: Poison::default(),
             batch: FILES_AT_ONCE_MAX,
+            digests: 0,
         }
     }
 }
@@ -213,6 +216,11 @@ impl Pool {
     #[must_use]
     pub fn compiled(&self) -> Option<Arc<Compiled>> {
         self.compiled.clone()
+    }
+
+    /// What the worker computes of files that it is handed from now on: bits of [`super::digests`].
+    pub fn want_digests(&mut self, digests: u32) {
+        self.settings.digests = digests;
     }
 
     /// To select on; each note goes to [`Self::note`].
@@ -499,9 +507,9 @@ impl Pool {
         }
         while let Some(jobs) = self.flight.next(now) {
             let timeout_ms = u64::try_from(self.settings.timeout.as_millis()).unwrap_or(u64::MAX);
-            let size_max_bytes = self.settings.size_max_bytes;
-            let requests =
-                jobs.iter().map(|job| ScanRequest { id: job.id, size_max_bytes, timeout_ms }).collect();
+            let (size_max_bytes, digests) = (self.settings.size_max_bytes, self.settings.digests);
+            let request = |job: &Job<Payload>| ScanRequest { id: job.id, size_max_bytes, timeout_ms, digests };
+            let requests = jobs.iter().map(request).collect();
             let files: Vec<BorrowedFd<'_>> = jobs.iter().map(|job| job.payload.0.as_fd()).collect();
             if process.scan(requests, &files).is_err() {
                 // It is gone; the end of its socket says so in a moment, and settles the jobs.

@@ -5,9 +5,11 @@
 
 use super::messages::{ScanRequest, Scanned};
 use super::sets::{Scanners, Seen};
-use super::{clip, matches};
+use super::{clip, digests, matches};
+use md5::Md5;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
+use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
@@ -26,13 +28,52 @@ const RUNS_MAX: usize = 64;
 /// The scanner's clock ticks once a second and may tick at once: less would end scans that just began.
 const TIMEOUT_MIN: Duration = Duration::from_secs(2);
 
+/// A larger file, of which only head and tail are scanned, is not read as a whole for the hash lists either. Bytes.
+pub const HASHED_BYTES_MAX: u64 = 1 << 30;
+
 /// What is found while one file is scanned.
 #[derive(Default)]
 struct Findings {
     rules: Vec<RuleMatch>,
+    digests: Digests,
+    bytes: u64,
+}
+
+/// Of what was scanned, or of the whole file.
+#[derive(Default)]
+struct Digests {
     blake3: blake3::Hasher,
     sha256: Sha256,
-    bytes: u64,
+    sha1: Option<Sha1>,
+    md5: Option<Md5>,
+    /// SHA-256 is computed as the bytes go by; else only when something matched.
+    sha256_at_once: bool,
+    whole: bool,
+}
+
+impl Digests {
+    fn new(asked: u32, whole: bool) -> Self {
+        Self {
+            // Of a file in parts always: a later one may match, and the buffer holds only one.
+            sha256_at_once: asked != 0 || !whole,
+            sha1: (asked & digests::SHA1 != 0).then(Sha1::default),
+            md5: (asked & digests::MD5 != 0).then(Md5::default),
+            ..Default::default()
+        }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        self.blake3.update(bytes);
+        if self.sha256_at_once {
+            self.sha256.update(bytes);
+        }
+        if let Some(sha1) = &mut self.sha1 {
+            sha1.update(bytes);
+        }
+        if let Some(md5) = &mut self.md5 {
+            md5.update(bytes);
+        }
+    }
 }
 
 /// Reads and scans one file. Every way to end is a verdict.
@@ -77,23 +118,22 @@ fn verdict(
     }
     let size = u64::try_from(before.st_size).unwrap_or(0);
     let deadline = start + Duration::from_millis(request.timeout_ms);
-    let mut findings = Findings::default();
+    let whole = size <= request.size_max_bytes;
+    let mut findings = Findings { digests: Digests::new(request.digests, whole), ..Default::default() };
     let mut ended = Ok(());
     let (parts, which) = parts(file, &before, size, request.size_max_bytes);
-    let whole = size <= request.size_max_bytes;
     for (offset, length) in parts {
         read(file, offset, length, size, buffer)
             .map_err(|error| format!("the file could not be read: {error}"))?;
         findings.hash(buffer);
         let (scanner, lasting) = scanners.for_content(buffer);
-        let digest = (whole && lasting).then(|| *findings.blake3.finalize().as_bytes());
+        let digest = (whole && lasting).then(|| *findings.digests.blake3.finalize().as_bytes());
         if digest.is_some_and(|digest| seen.has(&digest)) {
             break;
         }
         ended = findings.scan(scanner, buffer, offset, deadline);
-        // Of a file in parts always: a later one may match.
-        if !whole || !findings.rules.is_empty() {
-            findings.sha256.update(&*buffer);
+        if !findings.rules.is_empty() && !findings.digests.sha256_at_once {
+            findings.digests.sha256.update(&*buffer);
         }
         if ended.is_err() {
             break;
@@ -107,7 +147,47 @@ fn verdict(
     // One that only grew a little while it was read will be closed, and so scanned, again.
     let size = size.max(u64::try_from(after.st_size).unwrap_or(0));
     let truncated = size > request.size_max_bytes && size > findings.bytes;
-    Ok(findings.conclude(ended, truncated.then_some((size, which)), stable))
+    findings.digests.whole = !truncated;
+    let mut unasked = "";
+    if truncated && request.digests != 0 {
+        match hash_whole(file, size, request.digests, deadline, buffer) {
+            Ok(digests) => findings.digests = digests,
+            Err(reason) => unasked = reason,
+        }
+    }
+    Ok(findings.conclude(ended, truncated.then_some((size, which)), stable, request.digests, unasked))
+}
+
+/// The digests of a file that is scanned in parts only, read once more in blocks; or why not.
+fn hash_whole(
+    file: &OwnedFd,
+    size: u64,
+    asked: u32,
+    deadline: Instant,
+    buffer: &mut Vec<u8>,
+) -> Result<Digests, &'static str> {
+    if size > HASHED_BYTES_MAX {
+        return Err("; the hash lists were not asked, for it is over 1 GiB");
+    }
+    let mut digests = Digests::new(asked, false);
+    let mut offset = 0;
+    // As much as a read takes anyway.
+    let block = (buffer.capacity() as u64).max(READ_BYTES as u64);
+    while offset <= HASHED_BYTES_MAX {
+        if Instant::now() >= deadline {
+            return Err("; the hash lists were not asked, for there was no time to read it");
+        }
+        if read(file, offset, block, size - offset.min(size), buffer).is_err() {
+            return Err("; the hash lists were not asked, for it could not be read");
+        }
+        if buffer.is_empty() {
+            digests.whole = true;
+            return Ok(digests);
+        }
+        digests.update(buffer);
+        offset += buffer.len() as u64;
+    }
+    Err("; the hash lists were not asked, for it grew over 1 GiB")
 }
 
 /// Offsets and lengths, and in words which: the whole file; or runs of data of a sparse one; or head and tail.
@@ -176,7 +256,7 @@ fn read(
 
 impl Findings {
     fn hash(&mut self, bytes: &[u8]) {
-        self.blake3.update(bytes);
+        self.digests.update(bytes);
         self.bytes += bytes.len() as u64;
     }
 
@@ -201,6 +281,8 @@ impl Findings {
         ended: Result<(), ScanError>,
         truncated: Option<(u64, &str)>,
         stable: bool,
+        asked: u32,
+        unasked: &str,
     ) -> Scanned {
         matches::order_and_bound(&mut self.rules);
         let (verdict, mut detail) = match ended {
@@ -214,13 +296,17 @@ impl Findings {
         if let Some((size, which)) = truncated
             && detail.is_empty()
         {
-            detail = format!("truncated: {} of {size} bytes were scanned, {which}", self.bytes);
+            detail = format!("truncated: {} of {size} bytes were scanned, {which}{unasked}", self.bytes);
         }
         let matched = verdict == Verdict::Matched;
+        let digests = self.digests;
         Scanned {
             verdict: verdict as i32,
-            blake3: self.blake3.finalize().as_bytes().to_vec(),
-            sha256: if matched { self.sha256.finalize().to_vec() } else { Vec::new() },
+            blake3: digests.blake3.finalize().as_bytes().to_vec(),
+            sha256: if matched || asked != 0 { digests.sha256.finalize().to_vec() } else { Vec::new() },
+            sha1: digests.sha1.map(|sha1| sha1.finalize().to_vec()).unwrap_or_default(),
+            md5: digests.md5.map(|md5| md5.finalize().to_vec()).unwrap_or_default(),
+            whole: digests.whole,
             rules: if matched { self.rules } else { Vec::new() },
             detail: clip(&detail, TEXT_BYTES_MAX),
             scanned_bytes: self.bytes,

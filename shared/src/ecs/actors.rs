@@ -26,6 +26,8 @@ pub(super) fn put_file(record: &mut Record, file: &wire::File) {
         record.put("file.ctime", rfc3339(file.ctime_unix_ns));
     }
     record.text("file.hash.sha256", &HEXLOWER.encode(&file.sha256));
+    record.text("file.hash.sha1", &HEXLOWER.encode(&file.sha1));
+    record.text("file.hash.md5", &HEXLOWER.encode(&file.md5));
     record.text("file.hash.blake3", &HEXLOWER.encode(&file.blake3));
     if file.deleted {
         record.put("vidette.file.deleted", true);

@@ -237,10 +237,21 @@ fn detection_config(config: &Config, host: &Host) -> anyhow::Result<detection::C
         scans_parallel: config.scans_parallel,
         telemetry: config.telemetry,
         launcher: Launcher::own()?,
+        memory: memory_config(config)?,
         scope: Scope {
             roots: config.watch.iter().map(|path| resolved(path)).collect(),
             exclude: excluded(config),
         },
+    })
+}
+
+fn memory_config(config: &Config) -> anyhow::Result<detection::memory::on_exec::Config> {
+    Ok(detection::memory::on_exec::Config {
+        paths: config.memory_on_exec.iter().map(|path| resolved(path)).collect(),
+        delay: config.memory_delay,
+        budget: detection::memory::Budget::default(),
+        launcher: Launcher::own()?,
+        scan_timeout: config.scan_timeout,
     })
 }
 

@@ -34,6 +34,8 @@ pub mod classes;
 pub mod events;
 /// Events that wait for the outbox.
 pub mod backlog;
+/// Looks into the memory of processes.
+pub mod memory;
 /// The way out.
 mod outgoing;
 /// What was lost, and what follows from it.
@@ -76,6 +78,8 @@ pub struct Config {
     pub telemetry: bool,
     /// What the worker is started from.
     pub launcher: Launcher,
+    /// Whose memory is looked into.
+    pub memory: memory::on_exec::Config,
     /// Where files are looked at again after a loss.
     pub scope: Scope,
 }

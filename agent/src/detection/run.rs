@@ -6,6 +6,7 @@ use super::classes::{self, Origins};
 use super::concluded::Concluded;
 use super::events::{self, Item, Looked, What};
 use super::losses::Losses;
+use super::memory::on_exec::{self, OnExec};
 use super::outgoing::Outgoing;
 use super::queue::{Next, Push, Pushed, Queue};
 use super::rescan::{Folder, Rescans, Told};
@@ -17,7 +18,7 @@ use crate::telemetry::Counters;
 use crate::worker::messages::{Loaded, Ready};
 use crate::worker::poison::FileKey;
 use crate::worker::pool::{Done, Output, Pool, Settings};
-use crate::worker::{Outcome, Scan};
+use crate::worker::{Outcome, RuleSet, Scan};
 use crossbeam_channel::{Receiver, Sender, never, select};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -82,15 +83,18 @@ struct Running {
     rules_refused: bool,
     worker_failed: bool,
     sandbox_told: bool,
+    memory: Option<OnExec>,
 }
 
 impl Stage {
     pub(super) fn run(self, config: Config) {
         let found = config.rules.load();
         let source_errors = found.errors.clone();
+        let rules = found.into_set();
+        let memory = self.memory(config.memory, &config.host, &rules);
         let mut pool = Pool::new(Settings {
             launcher: config.launcher,
-            rules: found.into_set(),
+            rules,
             threads: config.scans_parallel,
             size_max_bytes: config.size_max_bytes,
             timeout: config.scan_timeout,
@@ -120,10 +124,24 @@ impl Stage {
             rules_refused: false,
             worker_failed: false,
             sandbox_told: false,
+            memory,
         };
         let outputs = running.pool.prepare(Instant::now());
         running.settle(outputs);
         running.go(self.input, self.reloads);
+    }
+
+    /// Without a thread for it files are still scanned.
+    fn memory(&self, config: on_exec::Config, host: &Host, rules: &RuleSet) -> Option<OnExec> {
+        let started =
+            OnExec::start(config, host.clone(), rules.clone(), self.counters.clone(), self.out.clone());
+        match started {
+            Ok(memory) => Some(memory),
+            Err(error) => {
+                tracing::warn!(%error, "could not start the thread that looks into memory; it is not scanned");
+                None
+            }
+        }
     }
 }
 
@@ -180,6 +198,9 @@ impl Running {
 
     fn end(&mut self) {
         self.rescans.stop();
+        if let Some(memory) = &mut self.memory {
+            memory.end();
+        }
         if let Some(gap) = self.losses.take() {
             self.emit_gap(gap, Moment::now());
         }
@@ -239,6 +260,9 @@ impl Running {
 
     fn take(&mut self, observation: Observation) {
         self.counters.detection_seen.one();
+        if let (Observation::ProgramRun { process, .. }, Some(memory)) = (&observation, &self.memory) {
+            memory.ran(process);
+        }
         match observation {
             Observation::FileWritten { file, process, trigger, old_path, at } => {
                 return self.enqueue(file, What::Written(process, trigger, old_path), at, true);
@@ -502,7 +526,11 @@ impl Running {
         let found = sources.load();
         self.source_errors.clone_from(&found.errors);
         (self.announced, self.rules_refused) = (None, false);
-        let outputs = self.pool.use_rules(found.into_set(), Instant::now());
+        let rules = found.into_set();
+        if let Some(memory) = &self.memory {
+            memory.use_rules(&rules);
+        }
+        let outputs = self.pool.use_rules(rules, Instant::now());
         self.settle(outputs);
     }
 }

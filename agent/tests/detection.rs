@@ -61,6 +61,7 @@ impl Stage {
             scans_parallel: 2,
             telemetry: true,
             launcher: Launcher::of(Path::new(env!("CARGO_BIN_EXE_vidette-agent"))).unwrap(),
+            memory: None,
             scope: Scope { roots: vec![bytes(&root)], exclude: vec![bytes(&root.join("left-out"))] },
         };
         let detection = detection::start(config, counters.clone(), observations, out).unwrap();

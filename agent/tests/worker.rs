@@ -381,6 +381,7 @@ fn stage(rules: RuleSources) -> Stage {
         scans_parallel: 2,
         telemetry: true,
         launcher: Launcher::of(Path::new(AGENT)).unwrap(),
+        memory: None,
         scope: Scope::default(),
     };
     let detection = detection::start(config, counters.clone(), observations, out).unwrap();
@@ -645,6 +646,7 @@ fn a_stage_without_a_worker_says_so_and_records_what_it_saw() {
         scans_parallel: 1,
         telemetry: true,
         launcher: Launcher::of(Path::new("/bin/true")).unwrap(),
+        memory: None,
         scope: Scope::default(),
     };
     let detection = detection::start(config, counters.clone(), observations, out).unwrap();

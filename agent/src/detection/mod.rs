@@ -78,8 +78,8 @@ pub struct Config {
     pub telemetry: bool,
     /// What the worker is started from.
     pub launcher: Launcher,
-    /// Whose memory is looked into.
-    pub memory: memory::on_exec::Config,
+    /// Whose memory is looked into after they began to run; nobody's without.
+    pub memory: Option<memory::on_exec::Config>,
     /// Where files are looked at again after a loss.
     pub scope: Scope,
 }

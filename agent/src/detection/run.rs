@@ -132,9 +132,9 @@ impl Stage {
     }
 
     /// Without a thread for it files are still scanned.
-    fn memory(&self, config: on_exec::Config, host: &Host, rules: &RuleSet) -> Option<OnExec> {
+    fn memory(&self, config: Option<on_exec::Config>, host: &Host, rules: &RuleSet) -> Option<OnExec> {
         let started =
-            OnExec::start(config, host.clone(), rules.clone(), self.counters.clone(), self.out.clone());
+            OnExec::start(config?, host.clone(), rules.clone(), self.counters.clone(), self.out.clone());
         match started {
             Ok(memory) => Some(memory),
             Err(error) => {

@@ -30,7 +30,7 @@ const SLEEP_MAX: Duration = Duration::from_secs(60);
 /// How it works.
 #[derive(Debug)]
 pub struct Config {
-    /// Programs, and folders of programs, by absolute path. Empty: nothing is looked into.
+    /// Programs, and folders of programs, by absolute path.
     pub paths: Vec<Vec<u8>>,
     /// How long after it began to run. Programs unpack themselves.
     pub delay: Duration,
@@ -66,7 +66,7 @@ pub(in crate::detection) struct OnExec {
 }
 
 impl OnExec {
-    /// Starts the thread, if paths are chosen.
+    /// Starts the thread.
     pub(in crate::detection) fn start(
         config: Config,
         host: Host,
@@ -85,9 +85,6 @@ impl OnExec {
             counters: counters.clone(),
             thread: None,
         };
-        if handle.paths.is_empty() {
-            return Ok(handle);
-        }
         let pool = Pool::new(Settings {
             launcher: config.launcher,
             rules,

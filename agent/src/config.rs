@@ -21,6 +21,7 @@ const ENTRIES_MAX: usize = 1024;
 const SIZE_BYTES_RANGE: std::ops::RangeInclusive<u64> = 4096..=(1 << 30);
 /// YARA-X looks at the clock once a second, so that less than two would cut scans that are well.
 const TIMEOUT_S_RANGE: std::ops::RangeInclusive<u64> = 2..=600;
+const MEMORY_DELAY_MS_RANGE: std::ops::RangeInclusive<u64> = 0..=60_000;
 const PARALLEL_RANGE: std::ops::RangeInclusive<usize> = 1..=16;
 /// 0 is never.
 const SELF_TEST_S_RANGE: std::ops::RangeInclusive<u64> = 0..=86_400;
@@ -64,6 +65,8 @@ struct DetectionFile {
     scan_timeout_s: u64,
     scans_parallel: usize,
     telemetry: bool,
+    memory_on_exec: Vec<PathBuf>,
+    memory_delay_ms: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -95,6 +98,8 @@ impl Default for DetectionFile {
             scan_timeout_s: 30,
             scans_parallel: 2,
             telemetry: true,
+            memory_on_exec: Vec::new(),
+            memory_delay_ms: 1000,
         }
     }
 }
@@ -136,6 +141,10 @@ pub struct Config {
     pub scans_parallel: usize,
     /// Report every file and program, not only detections.
     pub telemetry: bool,
+    /// Programs, and folders of programs, whose memory is scanned after they began to run.
+    pub memory_on_exec: Vec<Vec<u8>>,
+    /// How long after.
+    pub memory_delay: Duration,
     /// The outbox on disk. Bytes.
     pub outbox_bytes_max: u64,
 }
@@ -176,6 +185,8 @@ impl Config {
             scan_timeout: Duration::from_secs(detection.scan_timeout_s),
             scans_parallel: detection.scans_parallel,
             telemetry: detection.telemetry,
+            memory_on_exec: Vec::new(),
+            memory_delay: Duration::from_millis(detection.memory_delay_ms),
             outbox_bytes_max: outbox.bytes_max,
         }
     }
@@ -189,6 +200,7 @@ impl Config {
         within("detection.size_max_bytes", detection.size_max_bytes, &SIZE_BYTES_RANGE)?;
         within("detection.scan_timeout_s", detection.scan_timeout_s, &TIMEOUT_S_RANGE)?;
         within("detection.scans_parallel", detection.scans_parallel, &PARALLEL_RANGE)?;
+        within("detection.memory_delay_ms", detection.memory_delay_ms, &MEMORY_DELAY_MS_RANGE)?;
         within("sensors.self_test_s", file.sensors.self_test_s, &SELF_TEST_S_RANGE)?;
         within("outbox.bytes_max", file.outbox.bytes_max, &OUTBOX_BYTES_RANGE)?;
         for rule in &detection.rules {
@@ -212,6 +224,8 @@ impl Config {
             scan_timeout: Duration::from_secs(detection.scan_timeout_s),
             scans_parallel: detection.scans_parallel,
             telemetry: detection.telemetry,
+            memory_on_exec: prefixes("detection.memory_on_exec", &detection.memory_on_exec)?,
+            memory_delay: Duration::from_millis(detection.memory_delay_ms),
             outbox_bytes_max: file.outbox.bytes_max,
         })
     }
@@ -307,6 +321,8 @@ mod tests {
             "scan_timeout_s",
             "scans_parallel",
             "telemetry",
+            "memory_on_exec",
+            "memory_delay_ms",
             "bytes_max",
         ] {
             assert!(
@@ -329,6 +345,11 @@ mod tests {
         check("[detection]\nscan_timeout_s = 1", "detection.scan_timeout_s is 1: set it between 2 and 600");
         check("[detection]\nrules = [\"rules\"]", "detection.rules entry `rules`");
         check("[detection]\nhashes = [\"lists\"]", "detection.hashes entry `lists`");
+        check(
+            "[detection]\nmemory_on_exec = [\"tmp\"]",
+            "detection.memory_on_exec entry `tmp` is not an absolute",
+        );
+        check("[detection]\nmemory_delay_ms = 60001", "detection.memory_delay_ms is 60001");
         check("[sensors]\nlevel = \"max\"", "unknown variant `max`");
         check("[outbox]\nbytes_max = 1", "outbox.bytes_max is 1");
         check("state = \"x\"", "state entry `x`");

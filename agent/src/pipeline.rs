@@ -243,11 +243,25 @@ fn detection_config(config: &Config, host: &Host) -> anyhow::Result<detection::C
         telemetry: config.telemetry,
         launcher: Launcher::own()?.with_scratch(&config.state),
         poison: Poison::at(&config.state.join(POISON_FILE)),
+        memory: memory_config(config)?,
         scope: Scope {
             roots: config.watch.iter().map(|path| resolved(path)).collect(),
             exclude: excluded(config),
         },
     })
+}
+
+fn memory_config(config: &Config) -> anyhow::Result<Option<detection::memory::on_exec::Config>> {
+    if config.memory_on_exec.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(detection::memory::on_exec::Config {
+        paths: config.memory_on_exec.iter().map(|path| resolved(path)).collect(),
+        delay: config.memory_delay,
+        budget: detection::memory::Budget::default(),
+        launcher: Launcher::own()?,
+        scan_timeout: config.scan_timeout,
+    }))
 }
 
 fn sensors_config(config: &Config) -> sensors::Config {

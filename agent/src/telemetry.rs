@@ -84,6 +84,20 @@ counters! {
     detection_cached,
     /// Observations recorded without a scan, for whichever reason.
     detection_unscanned,
+    /// Processes that ran a chosen program, to look into their memory.
+    memory_asked,
+    /// Whose memory was scanned, whole or up to their share.
+    memory_scanned,
+    /// Ended, or running something else, when their time came.
+    memory_gone,
+    /// Beyond what may wait.
+    memory_lost_queue,
+    /// Could not be read, or had no worker, or the agent stopped.
+    memory_unscanned,
+    /// That wait, now.
+    memory_waiting,
+    /// Read of their memory.
+    memory_bytes,
     /// Workers that died or were killed.
     worker_deaths,
     /// Rescans that ended.
@@ -166,6 +180,8 @@ impl Counters {
                 detection_lost_queue detection_lost_unreadable detection_lost_worker detection_waiting),
             equation!(self: detection_unscanned = detection_lost_queue detection_lost_unreadable
                 detection_lost_worker),
+            equation!(self: memory_asked = memory_scanned memory_gone memory_lost_queue memory_unscanned
+                memory_waiting),
             equation!(self: events_made = events_passed events_shed_backlog events_lost_closed events_waiting),
             equation!(self: outbox_seen outbox_made = outbox_appended outbox_merged outbox_lost_oversized),
             equation!(self: outbox_found outbox_appended = outbox_acked outbox_set_aside outbox_lost_bound

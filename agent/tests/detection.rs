@@ -68,6 +68,7 @@ impl Stage {
                 .unwrap()
                 .with_patience(PATIENCE),
             poison: Poison::default(),
+            memory: None,
             scope: Scope { roots: vec![bytes(&root)], exclude: vec![bytes(&root.join("left-out"))] },
         };
         let detection = detection::start(config, counters.clone(), observations, out).unwrap();

@@ -400,6 +400,7 @@ fn stage(rules: RuleSources) -> Stage {
         telemetry: true,
         launcher: Launcher::of(Path::new(AGENT)).unwrap(),
         poison: Poison::default(),
+        memory: None,
         scope: Scope::default(),
     };
     let detection = detection::start(config, counters.clone(), observations, out).unwrap();
@@ -666,6 +667,7 @@ fn a_stage_without_a_worker_says_so_and_records_what_it_saw() {
         telemetry: true,
         launcher: Launcher::of(Path::new("/bin/true")).unwrap(),
         poison: Poison::default(),
+        memory: None,
         scope: Scope::default(),
     };
     let detection = detection::start(config, counters.clone(), observations, out).unwrap();

@@ -51,7 +51,13 @@ fn check_detection(detection: &wire::Detection) -> Result<(), TooLong> {
     at_most("rules version", detection.rules_version.len(), NAME_BYTES_MAX)?;
     at_most("detail", detection.detail.len(), TEXT_BYTES_MAX)?;
     at_most("rules", detection.rules.len(), RULES_MAX)?;
+    detection.memory.iter().try_for_each(check_region)?;
     detection.rules.iter().try_for_each(check_rule)
+}
+
+fn check_region(region: &wire::MemoryRegion) -> Result<(), TooLong> {
+    at_most("permissions of memory", region.permissions.len(), NAME_BYTES_MAX)?;
+    at_most("name of memory", region.name.len(), PATH_BYTES_MAX)
 }
 
 fn check_rule(rule: &wire::RuleMatch) -> Result<(), TooLong> {
@@ -157,6 +163,9 @@ fn cut_detection(detection: &mut wire::Detection) -> bool {
     let mut cut = cut_actors(&mut detection.file, &mut detection.process);
     cut |= text(&mut detection.rules_version, NAME_BYTES_MAX) | text(&mut detection.detail, TEXT_BYTES_MAX);
     cut |= list(&mut detection.rules, RULES_MAX);
+    if let Some(region) = &mut detection.memory {
+        cut |= text(&mut region.permissions, NAME_BYTES_MAX) | bytes(&mut region.name, PATH_BYTES_MAX);
+    }
     detection.rules.iter_mut().fold(cut, |cut, rule| cut | cut_rule(rule))
 }
 
@@ -313,11 +322,17 @@ mod tests {
             ..Default::default()
         };
         let (file, process) = (Some(file), Some(process));
+        let region = wire::MemoryRegion {
+            permissions: words(NAME_BYTES_MAX),
+            name: name(PATH_BYTES_MAX),
+            ..Default::default()
+        };
         let kind = match seed % 6 {
             0 => Kind::Detection(wire::Detection {
                 file,
                 process,
                 rules: vec![rule; size(RULES_MAX)],
+                memory: Some(region),
                 ..Default::default()
             }),
             1 => Kind::File(wire::FileEvent {

@@ -13,6 +13,8 @@ pub mod rules;
 pub mod run;
 /// Scans files now: `scan`.
 pub mod scan;
+/// Looks into processes now: `scan --pid`, `scan --all-processes`.
+pub mod scan_memory;
 /// Asks a running agent how it is: `status`.
 pub mod status;
 /// Every regular file under a path.

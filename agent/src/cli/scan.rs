@@ -33,15 +33,19 @@ Exit code: 0 everything is clean, 1 something matched, 2 nothing matched but not
 
 Examples:
   vidette-agent scan /home /var/www
-  vidette-agent scan --json --rules my-rules/ /srv | jq .";
+  vidette-agent scan --json --rules my-rules/ /srv | jq .
+  vidette-agent scan --pid 4711                 what one process holds in memory
+  vidette-agent scan --all-processes";
 
 /// `vidette-agent scan`
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
     /// Files and folders to scan.
-    #[arg(required = true)]
+    #[arg(required_unless_present_any = ["pid", "all_processes"])]
     paths: Vec<PathBuf>,
+    #[command(flatten)]
+    processes: super::scan_memory::Processes,
     /// One JSON object (ECS field names) for each file that matched or could not be scanned.
     #[arg(long)]
     json: bool,
@@ -135,6 +139,10 @@ struct Scan {
 /// There are no rules, no worker, or nobody reads the output.
 pub fn run(args: Args) -> Result<ExitCode> {
     let start = Instant::now();
+    if args.processes.are_asked() {
+        let (settings, bad_rules) = settings(&args)?;
+        return super::scan_memory::run(&args.processes, args.json, settings, progress_bar()?, bad_rules);
+    }
     let mut scan = Scan::new(&args)?;
     scan.load_rules()?;
     let options = Options { follow: args.follow, cross: args.cross_filesystems };
@@ -159,31 +167,36 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(scan.totals.exit_code())
 }
 
+/// What the worker is to do, the hash lists, and how many files of either could not be read.
+fn settings(args: &Args) -> Result<(Settings, Hashes, usize)> {
+    let timeout = Duration::try_from(args.timeout).ok().filter(|timeout| *timeout >= TIMEOUT_MIN);
+    let Some(timeout) = timeout else {
+        bail!("--timeout must be at least {} seconds", TIMEOUT_MIN.as_secs())
+    };
+    let sources = RuleSources { builtin: !args.no_builtin_rules, files: args.rules.clone() };
+    let found = sources.load();
+    for error in &found.errors {
+        eprintln!("{error}");
+    }
+    let hashes = lists(&args.hashes)?;
+    if found.sources.is_empty() && hashes.wanted() == 0 {
+        bail!("there are no rules: leave out --no-builtin-rules, or name some with --rules");
+    }
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let bad_rules = found.errors.len() + hashes.complaints().count();
+    let settings = Settings {
+        threads: args.threads.unwrap_or(processors).clamp(1, THREADS_MAX),
+        size_max_bytes: args.max_size.0,
+        timeout,
+        digests: hashes.wanted(),
+        ..Settings::new(Launcher::own()?, found.into_set())
+    };
+    Ok((settings, hashes, bad_rules))
+}
+
 impl Scan {
     fn new(args: &Args) -> Result<Self> {
-        let timeout = Duration::try_from(args.timeout).ok().filter(|timeout| *timeout >= TIMEOUT_MIN);
-        let Some(timeout) = timeout else {
-            bail!("--timeout must be at least {} seconds", TIMEOUT_MIN.as_secs())
-        };
-        let sources = RuleSources { builtin: !args.no_builtin_rules, files: args.rules.clone() };
-        let found = sources.load();
-        for error in &found.errors {
-            eprintln!("{error}");
-        }
-        let hashes = lists(&args.hashes)?;
-        if found.sources.is_empty() && hashes.wanted() == 0 {
-            bail!("there are no rules: leave out --no-builtin-rules, or name some with --rules");
-        }
-        let totals =
-            Totals { bad_rules: found.errors.len() + hashes.complaints().count(), ..Default::default() };
-        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let settings = Settings {
-            threads: args.threads.unwrap_or(processors).clamp(1, THREADS_MAX),
-            size_max_bytes: args.max_size.0,
-            timeout,
-            digests: hashes.wanted(),
-            ..Settings::new(Launcher::own()?, found.into_set())
-        };
+        let (settings, hashes, bad_rules) = settings(args)?;
         Ok(Self {
             host: Host::read(),
             json: args.json,
@@ -191,7 +204,7 @@ impl Scan {
             hashes,
             in_flight: HashMap::new(),
             last_id: 0,
-            totals,
+            totals: Totals { bad_rules, ..Default::default() },
             progress: progress_bar()?,
             shown: Instant::now(),
         })

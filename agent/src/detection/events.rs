@@ -139,6 +139,7 @@ impl Looked {
             rules_version: self.rules_version.clone(),
             detail: self.detail.clone(),
             scan_us: self.scan_us,
+            memory: None,
         };
         Some(host.event(item.at, self.severity(), Kind::Detection(detection)))
     }

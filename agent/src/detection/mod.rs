@@ -36,6 +36,8 @@ pub mod classes;
 pub mod events;
 /// Events that wait for the outbox.
 pub mod backlog;
+/// Looks into the memory of processes.
+pub mod memory;
 /// The way out.
 mod outgoing;
 /// What was lost, and what follows from it.
@@ -84,6 +86,8 @@ pub struct Config {
     pub launcher: Launcher,
     /// Files that kill it.
     pub poison: Poison,
+    /// Whose memory is looked into after they began to run; nobody's without.
+    pub memory: Option<memory::on_exec::Config>,
     /// Where files are looked at again after a loss.
     pub scope: Scope,
 }

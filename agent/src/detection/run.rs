@@ -7,6 +7,7 @@ use super::concluded::Concluded;
 use super::events::{self, Item, Looked, What};
 use super::hashes::keeper::{Keeper, Made};
 use super::losses::Losses;
+use super::memory::on_exec::{self, OnExec};
 use super::outgoing::Outgoing;
 use super::queue::{Next, Push, Pushed, Queue};
 use super::rescan::{Folder, Rescans, Told, Wish};
@@ -18,7 +19,7 @@ use crate::telemetry::Counters;
 use crate::worker::messages::{Loaded, Ready};
 use crate::worker::poison::FileKey;
 use crate::worker::pool::{Done, Output, Pool, Settings};
-use crate::worker::{Outcome, Scan};
+use crate::worker::{Outcome, RuleSet, Scan};
 use crossbeam_channel::{Receiver, Sender, never, select};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -91,12 +92,14 @@ struct Running {
     rules_refused: bool,
     worker_failed: bool,
     sandbox_told: bool,
+    memory: Option<OnExec>,
 }
 
 impl Stage {
     pub(super) fn run(self, config: Config) {
         let found = config.rules.load();
         let source_errors = found.errors.clone();
+        let memory = self.memory(config.memory, &config.host);
         let mut pool = Pool::new(Settings {
             threads: config.scans_parallel,
             size_max_bytes: config.size_max_bytes,
@@ -133,11 +136,23 @@ impl Stage {
             rules_refused: false,
             worker_failed: false,
             sandbox_told: false,
+            memory,
         };
         lock(&running.shared).hashes = running.hashes.summary();
         let outputs = running.pool.prepare(Instant::now());
         running.settle(outputs);
         running.go(self.input, self.reloads);
+    }
+
+    /// Without a thread for it files are still scanned.
+    fn memory(&self, config: Option<on_exec::Config>, host: &Host) -> Option<OnExec> {
+        match OnExec::start(config?, host.clone(), self.counters.clone(), self.out.clone()) {
+            Ok(memory) => Some(memory),
+            Err(error) => {
+                tracing::warn!(%error, "could not start the thread that looks into memory; it is not scanned");
+                None
+            }
+        }
     }
 }
 
@@ -201,6 +216,9 @@ impl Running {
 
     fn end(&mut self) {
         self.rescans.stop();
+        if let Some(memory) = &mut self.memory {
+            memory.end();
+        }
         if let Some(gap) = self.losses.take() {
             self.emit_gap(gap, Moment::now());
         }
@@ -260,6 +278,9 @@ impl Running {
 
     fn take(&mut self, observation: Observation) {
         self.counters.detection_seen.one();
+        if let (Observation::ProgramRun { process, .. }, Some(memory)) = (&observation, &self.memory) {
+            memory.ran(process);
+        }
         match observation {
             Observation::FileWritten { file, process, trigger, old_path, at } => {
                 return self.enqueue(file, What::Written(process, trigger, old_path), at, true);
@@ -517,6 +538,9 @@ impl Running {
             return;
         }
         self.announced = Some(loaded.version.clone());
+        if let (Some(memory), Some(compiled)) = (&self.memory, self.pool.compiled()) {
+            memory.use_rules(compiled);
+        }
         let problems = loaded.problems.iter().filter(|problem| problem.error).map(|problem| {
             format!("{}:{}:{}: {}", problem.file, problem.line, problem.column, problem.message)
         });

@@ -24,6 +24,9 @@ mod users;
 /// fanotify and the process connector.
 #[cfg(target_os = "linux")]
 mod linux;
+/// One process, asked now: for those who look into its memory.
+#[cfg(target_os = "linux")]
+pub(crate) use linux::inspect;
 /// notify and sysinfo, where the kernel gives no more.
 mod portable;
 

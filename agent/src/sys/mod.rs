@@ -17,6 +17,9 @@ pub mod handles;
 /// Linux: fork, exec and exit of every process.
 #[cfg(target_os = "linux")]
 pub mod connector;
+/// Linux: which pages of a process are in memory.
+#[cfg(target_os = "linux")]
+pub mod pagemap;
 /// Linux: how urgent a thread is.
 #[cfg(target_os = "linux")]
 pub mod schedule;

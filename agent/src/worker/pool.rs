@@ -423,7 +423,6 @@ impl Pool {
         self.stop();
         self.flight.put_back();
         self.previous = self.compiled.replace(compiled);
-        self.wanted = true;
     }
 
     fn answer(&mut self, answer: Answer, now: Instant, out: &mut Vec<Output>) {

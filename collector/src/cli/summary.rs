@@ -81,7 +81,17 @@ fn detected(detection: &wire::Detection) -> String {
         wire::Verdict::Matched => rules.join(", "),
         other => format!("{} {}", name(other.as_str_name(), "VERDICT_"), text(&detection.detail)),
     };
-    format!("{} {}{}", verdict.trim_end(), path(detection.file.as_ref()), by(detection.process.as_ref()))
+    let place = match &detection.memory {
+        Some(region) => memory(region),
+        None => path(detection.file.as_ref()),
+    };
+    format!("{} {place}{}", verdict.trim_end(), by(detection.process.as_ref()))
+}
+
+/// In a process instead of a file.
+fn memory(region: &wire::MemoryRegion) -> String {
+    let place = format!("{} {}", text(&region.permissions), terminal(&region.name));
+    format!("in memory at 0x{:x}-0x{:x} {}", region.start, region.end, place.trim_end())
 }
 
 fn path(file: Option<&wire::File>) -> String {
@@ -132,6 +142,27 @@ mod tests {
         });
         let summary = summarised(&wire::Event { kind: Some(kind), ..Default::default() });
         assert_eq!((summary.number, summary.what.as_str()), (7, "EICAR /tmp/x by /bin/sh (pid 9)"));
+    }
+
+    #[test]
+    fn a_detection_in_memory_names_the_region_instead_of_a_file() {
+        let process = wire::Process { executable: b"/bin/sh".to_vec(), pid: 9, ..Default::default() };
+        let memory = wire::MemoryRegion {
+            start: 0x1000,
+            end: 0x3000,
+            permissions: "rw-p".into(),
+            name: b"[heap]\x1b".to_vec(),
+        };
+        let kind = Kind::Detection(wire::Detection {
+            verdict: wire::Verdict::Matched as i32,
+            rules: vec![wire::RuleMatch { name: "EICAR".into(), ..Default::default() }],
+            process: Some(process),
+            memory: Some(memory),
+            ..Default::default()
+        });
+        let what = summarised(&wire::Event { kind: Some(kind), ..Default::default() }).what;
+        assert!(what.starts_with("EICAR in memory at 0x1000-0x3000 rw-p [heap]"), "{what}");
+        assert!(what.ends_with(" by /bin/sh (pid 9)") && !what.contains('\x1b'), "{what}");
     }
 
     #[test]

@@ -195,8 +195,21 @@ fn put_detection(record: &mut Record, detection: &wire::Detection) {
     detection
         .process
         .iter()
-        .for_each(|process| actors::put_process(record, process, words::role(detection.trigger)));
+        .for_each(|process| actors::put_process(record, process, words::detection_role(detection)));
     matches::put_rules(record, &detection.rules);
+    detection.memory.iter().for_each(|region| put_memory(record, region, &detection.rules));
+}
+
+/// Addresses as text: beyond 2^53 not every reader of JSON has the exact number.
+fn put_memory(record: &mut Record, region: &wire::MemoryRegion, rules: &[wire::RuleMatch]) {
+    let hex = |address: u64| format!("0x{address:x}");
+    record.put("vidette.memory.start", hex(region.start));
+    record.put("vidette.memory.end", hex(region.end));
+    record.text("vidette.memory.permissions", &region.permissions);
+    record.name("vidette.memory.name", &region.name);
+    if let Some(first) = rules.iter().flat_map(|rule| &rule.patterns).next() {
+        record.put("vidette.memory.address", hex(first.offset));
+    }
 }
 
 fn put_file_event(record: &mut Record, event: &wire::FileEvent) {

@@ -33,8 +33,12 @@ pub(super) fn sentence(event: &wire::Event) -> String {
 }
 
 fn of_detection(detection: &wire::Detection) -> String {
-    let path = path_of(detection.file.as_ref());
-    let by = by(words::role(detection.trigger), detection.process.as_ref());
+    let path = match (&detection.memory, &detection.process) {
+        (Some(region), process) => memory_of(region, process.as_ref()),
+        (None, Some(process)) if detection.file.is_none() => format!("memory of {}", who(process)),
+        (None, _) => path_of(detection.file.as_ref()),
+    };
+    let by = by(words::detection_role(detection), detection.process.as_ref());
     let Some(first) = detection.rules.first() else {
         return format!("{path} {}{by}{}", verdict_phrase(detection.verdict), because(&detection.detail));
     };
@@ -44,6 +48,20 @@ fn of_detection(detection: &wire::Detection) -> String {
         more => format!(" and {more} more"),
     };
     format!("{id}{}{more} matched {path}{by}", terminal(first.name.as_bytes()))
+}
+
+/// `memory of /usr/bin/x (pid 7) at 0x7f00-0x7f80 rw-p [heap]`.
+fn memory_of(region: &wire::MemoryRegion, process: Option<&wire::Process>) -> String {
+    let process = process.map_or_else(|| "a process that is not known".to_owned(), who);
+    let (permissions, name) = (terminal(region.permissions.as_bytes()), terminal(&region.name));
+    let place =
+        format!("memory of {process} at 0x{:x}-0x{:x} {permissions} {name}", region.start, region.end);
+    place.trim_end().to_owned()
+}
+
+fn who(process: &wire::Process) -> String {
+    let name = if process.executable.is_empty() { &process.name } else { &process.executable };
+    format!("{} (pid {})", terminal(name), process.pid)
 }
 
 fn verdict_phrase(number: i32) -> &'static str {

@@ -272,6 +272,47 @@ fn a_detection_has_the_names_that_siems_search() {
 }
 
 #[test]
+fn a_detection_in_memory_has_its_region_and_no_file() {
+    let rule = wire::RuleMatch {
+        name: "EICAR".into(),
+        patterns: vec![wire::PatternMatch { offset: 0x7fff_ffff_f010, ..Default::default() }],
+        ..Default::default()
+    };
+    let region = wire::MemoryRegion {
+        start: 0x7fff_ffff_e000,
+        end: 0x7fff_ffff_f000 + 0x1000,
+        permissions: "rwxp".into(),
+        name: b"/memfd:\x1b[2J\xff (deleted)".to_vec(),
+    };
+    let process = wire::Process { pid: 7, executable: b"/bin/x".to_vec(), ..Default::default() };
+    let detection = wire::Detection {
+        trigger: 2,
+        verdict: 2,
+        process: Some(process),
+        rules: vec![rule],
+        memory: Some(region),
+        ..Default::default()
+    };
+    let event = wire::Event { severity: 5, kind: Some(Kind::Detection(detection)), ..Default::default() };
+    let record = record(origin(), &event);
+    for (field, expected) in [
+        ("event.category", serde_json::json!(["malware", "process"])),
+        ("vidette.memory.start", "0x7fffffffe000".into()),
+        ("vidette.memory.end", "0x800000000000".into()),
+        ("vidette.memory.address", "0x7ffffffff010".into()),
+        ("vidette.memory.permissions", "rwxp".into()),
+        ("vidette.memory.name_base64", "L21lbWZkOhtbMkr/IChkZWxldGVkKQ==".into()),
+        ("process.pid", 7.into()),
+    ] {
+        assert_eq!(record.get(field), Some(&expected), "{field}");
+    }
+    assert!(!record.contains_key("file.path") && !record.contains_key("vidette.process.role"));
+    let message = record["message"].as_str().unwrap();
+    let expected = "EICAR matched memory of /bin/x (pid 7) at 0x7fffffffe000-0x800000000000 rwxp /memfd:";
+    assert!(message.starts_with(expected) && !message.contains('\x1b'), "{message}");
+}
+
+#[test]
 fn an_end_is_an_exit_code_or_a_signal() {
     for (status, field, expected) in
         [(256, "process.exit_code", 1), (0, "process.exit_code", 0), (9, "vidette.process.signal", 9)]

@@ -68,6 +68,12 @@ pub fn role(number: i32) -> &'static str {
     }
 }
 
+/// The same for a whole detection: in memory the process did nothing to a file.
+#[must_use]
+pub fn detection_role(detection: &wire::Detection) -> &'static str {
+    if detection.memory.is_some() { "" } else { role(detection.trigger) }
+}
+
 /// The same for a file event.
 #[must_use]
 pub fn file_role(number: i32) -> &'static str {
@@ -173,6 +179,11 @@ pub(super) fn facts(event: &wire::Event) -> Facts<'_> {
 type Parts<'a> = (&'static str, &'static [&'static str], &'static [&'static str], &'a str, &'static str);
 
 fn detection_facts(detection: &wire::Detection) -> Parts<'_> {
+    // A detection that names no file is of memory, and one without a region of all of it.
+    let of_memory = detection.file.is_none() && detection.process.is_some();
+    if of_memory && !detection.rules.is_empty() {
+        return ("alert", &["malware", "process"], &["info"], "malware-detected", "success");
+    }
     if !detection.rules.is_empty() {
         return ("alert", &["malware", "file"], &["info"], "malware-detected", "success");
     }
@@ -187,7 +198,7 @@ fn detection_facts(detection: &wire::Detection) -> Parts<'_> {
         Ok(wire::Verdict::NotScanned) => ("scan-skipped", UNKNOWN),
         Ok(wire::Verdict::Unspecified) | Err(_) => ("file-scanned", UNKNOWN),
     };
-    ("event", &["file"], &["info"], action, outcome)
+    ("event", if of_memory { &["process"] } else { &["file"] }, &["info"], action, outcome)
 }
 
 fn file_facts(action: i32) -> Parts<'static> {

@@ -23,6 +23,8 @@ mod follow;
 mod join;
 /// What `/proc` says of a process.
 mod proc;
+/// One process, asked now.
+pub(crate) mod inspect;
 /// One event of an overlay and of what lies below it.
 mod twins;
 /// Where a file is, for the host and in its container.

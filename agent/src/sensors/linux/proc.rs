@@ -58,6 +58,14 @@ pub(crate) fn start_ns(pid: u32) -> Option<u64> {
     Some(parse_stat(&read(&format!("/proc/{pid}/stat"), STATUS_BYTES_MAX)?)?.start_ns)
 }
 
+/// The same for the process whose folder in `/proc` this is, and where its stack began (`startstack`): chosen anew at
+/// every exec. None when it is gone.
+#[must_use]
+pub(super) fn start_and_stack(folder: &OwnedFd) -> Option<(u64, u64)> {
+    let stat = parse_stat(&read_at(folder, c"stat", STATUS_BYTES_MAX)?)?;
+    Some((stat.start_ns, stat.stack))
+}
+
 /// Everybody. Kernel threads too: they close files for others.
 #[must_use]
 pub(crate) fn everybody() -> Vec<u32> {
@@ -143,6 +151,8 @@ struct StatLine {
     parent: u32,
     session: u32,
     start_ns: u64,
+    /// Where the stack of its newest image began; 0 for those who may not know, and where it is nobody's business.
+    stack: u64,
 }
 
 /// `pid (comm) state ppid pgrp session … starttime(22)`. The name may hold anything, even `)`.
@@ -154,7 +164,8 @@ fn parse_stat(stat: &[u8]) -> Option<StatLine> {
     let parent = fields.nth(1)?.parse().ok()?;
     let session = fields.nth(1)?.parse().ok()?;
     let ticks: u64 = fields.nth(15)?.parse().ok()?;
-    Some(StatLine { name, parent, session, start_ns: ticks.checked_mul(TICK_NS)? })
+    let stack = fields.nth(5).and_then(|stack| stack.parse().ok()).unwrap_or(0);
+    Some(StatLine { name, parent, session, start_ns: ticks.checked_mul(TICK_NS)?, stack })
 }
 
 /// `loginuid` and `sessionid`: -1 as an unsigned number when nobody logged in.
@@ -230,9 +241,16 @@ mod tests {
     #[test]
     fn a_name_with_brackets_and_spaces_is_read() {
         let stat = b"42 (a) R 1 (x)) S 7 42 43 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 512 1 2";
-        let expected =
-            StatLine { name: b"a) R 1 (x)".to_vec(), parent: 7, session: 43, start_ns: 5_120_000_000 };
+        let expected = StatLine {
+            name: b"a) R 1 (x)".to_vec(),
+            parent: 7,
+            session: 43,
+            start_ns: 5_120_000_000,
+            stack: 0,
+        };
         assert_eq!(parse_stat(stat), Some(expected));
+        let longer = [&stat[..], b" 3 4 5 140721 7"].concat();
+        assert_eq!(parse_stat(&longer).map(|stat| stat.stack), Some(140_721));
         assert_eq!(parse_stat(b"42 (a) R"), None);
     }
 

@@ -140,7 +140,7 @@ struct Scan {
 pub fn run(args: Args) -> Result<ExitCode> {
     let start = Instant::now();
     if args.processes.are_asked() {
-        let (settings, bad_rules) = settings(&args)?;
+        let (settings, _, bad_rules) = settings(&args)?;
         return super::scan_memory::run(&args.processes, args.json, settings, progress_bar()?, bad_rules);
     }
     let mut scan = Scan::new(&args)?;

@@ -19,7 +19,7 @@ use crate::telemetry::Counters;
 use crate::worker::messages::{Loaded, Ready};
 use crate::worker::poison::FileKey;
 use crate::worker::pool::{Done, Output, Pool, Settings};
-use crate::worker::{Outcome, RuleSet, Scan};
+use crate::worker::{Outcome, Scan};
 use crossbeam_channel::{Receiver, Sender, never, select};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;

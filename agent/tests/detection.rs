@@ -62,6 +62,8 @@ impl Stage {
             telemetry: true,
             launcher: Launcher::of(Path::new(env!("CARGO_BIN_EXE_vidette-agent"))).unwrap(),
             scope: Scope { roots: vec![bytes(&root)], exclude: vec![bytes(&root.join("left-out"))] },
+            verdicts: Default::default(),
+            sweep: Default::default(),
         };
         let detection = detection::start(config, counters.clone(), observations, out).unwrap();
         let stage = Self { folder, root, detection, input, events, counters };

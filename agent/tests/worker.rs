@@ -382,6 +382,8 @@ fn stage(rules: RuleSources) -> Stage {
         telemetry: true,
         launcher: Launcher::of(Path::new(AGENT)).unwrap(),
         scope: Scope::default(),
+        verdicts: Default::default(),
+        sweep: Default::default(),
     };
     let detection = detection::start(config, counters.clone(), observations, out).unwrap();
     Stage { detection, input, events, counters }
@@ -646,6 +648,8 @@ fn a_stage_without_a_worker_says_so_and_records_what_it_saw() {
         telemetry: true,
         launcher: Launcher::of(Path::new("/bin/true")).unwrap(),
         scope: Scope::default(),
+        verdicts: Default::default(),
+        sweep: Default::default(),
     };
     let detection = detection::start(config, counters.clone(), observations, out).unwrap();
     input.send(written(file(&eicar()))).unwrap();

@@ -13,8 +13,6 @@ pub mod run;
 pub mod scan;
 /// Asks a running agent how it is: `status`.
 pub mod status;
-/// Every regular file under a path.
-pub mod walk;
 /// Prints events live, with no collector: `watch`.
 pub mod watch;
 

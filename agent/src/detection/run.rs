@@ -1,7 +1,6 @@
-//! The detection thread: takes observations, keeps the worker busy, sends events. Decides little; `queue`, `cache`,
+//! The detection thread: takes observations, keeps the worker busy, sends events. Decides little; `queue`, `verdicts`,
 //! `pool` and `events` do. What is lost here and elsewhere is told and looked at again (`losses`).
 
-use super::cache::{Cache, Known};
 use super::classes::{self, Origins};
 use super::concluded::Concluded;
 use super::events::{self, Item, Looked, What};
@@ -10,14 +9,17 @@ use super::outgoing::Outgoing;
 use super::queue::{Next, Push, Pushed, Queue};
 use super::rescan::{Folder, Rescans, Told};
 use super::rules::RuleSources;
+use super::sweep::schedule::{QUEUE_HOLD, Sweeps};
+use super::verdicts::{Known, Verdicts};
 use super::{Config, Snapshot, lock};
 use crate::host::{Host, Moment};
 use crate::sensors::{Observation, OpenFile};
+use crate::sys::filesystem::{self, Word};
 use crate::telemetry::Counters;
 use crate::worker::messages::{Loaded, Ready};
 use crate::worker::poison::FileKey;
 use crate::worker::pool::{Done, Output, Pool, Settings};
-use crate::worker::{Outcome, Scan};
+use crate::worker::{Outcome, RuleSet, Scan};
 use crossbeam_channel::{Receiver, Sender, never, select};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -37,6 +39,8 @@ pub(super) struct Stage {
     pub(super) out: Sender<wire::Event>,
     pub(super) reloads: Receiver<RuleSources>,
     pub(super) rescans: Rescans,
+    pub(super) verdicts: Arc<Verdicts>,
+    pub(super) sweep: Sweeps,
     pub(super) shared: Arc<Mutex<Snapshot>>,
 }
 
@@ -46,6 +50,8 @@ struct InFlight {
     file: wire::File,
     items: Vec<Item>,
     began_ns: i64,
+    /// A verdict may be kept: the file system keeps its word.
+    trusted: bool,
 }
 
 /// What became of an observation, for the counters.
@@ -65,13 +71,16 @@ struct Running {
     shared: Arc<Mutex<Snapshot>>,
     queue: Queue<OwnedFd, Item>,
     origins: Origins,
-    cache: Cache,
+    verdicts: Arc<Verdicts>,
     concluded: Concluded,
     pool: Pool,
     in_flight: HashMap<u64, InFlight>,
     last_id: u64,
     losses: Losses,
     rescans: Rescans,
+    sweep: Sweeps,
+    /// The newest rules, for the sweep when they work.
+    rules: RuleSet,
     /// Of rule files that could not be read.
     source_errors: Vec<String>,
     /// The rules that were announced last.
@@ -88,9 +97,10 @@ impl Stage {
     pub(super) fn run(self, config: Config) {
         let found = config.rules.load();
         let source_errors = found.errors.clone();
+        let rules = found.into_set();
         let mut pool = Pool::new(Settings {
             launcher: config.launcher,
-            rules: found.into_set(),
+            rules: rules.clone(),
             threads: config.scans_parallel,
             size_max_bytes: config.size_max_bytes,
             timeout: config.scan_timeout,
@@ -107,13 +117,15 @@ impl Stage {
             shared: self.shared,
             queue: Queue::default(),
             origins: Origins::default(),
-            cache: Cache::default(),
+            verdicts: self.verdicts,
             concluded: Concluded::default(),
             pool,
             in_flight: HashMap::new(),
             last_id: 0,
             losses: Losses::new(self.rescans.desk()),
             rescans: self.rescans,
+            sweep: self.sweep,
+            rules,
             source_errors,
             announced: None,
             rules_degraded: false,
@@ -129,15 +141,16 @@ impl Stage {
 
 impl Running {
     fn go(&mut self, mut input: Receiver<Observation>, mut reloads: Receiver<RuleSources>) {
-        let (mut open, mut rescans_open) = (true, true);
+        let (mut open, mut rescans_open, mut sweep_open) = (true, true, true);
         loop {
             self.work();
             let empty = self.queue.is_empty() && self.in_flight.is_empty();
-            if self.out.is_closed() || (!open && !rescans_open && empty) {
+            if self.out.is_closed() || (!open && !rescans_open && !sweep_open && empty) {
                 return self.end();
             }
             let notes = self.pool.notes().clone();
             let (out, told) = (self.out.sender(), self.told(rescans_open));
+            let swept = if sweep_open { self.sweep.told().clone() } else { never() };
             select! {
                 recv(input) -> observation => match observation {
                     Ok(observation) => {
@@ -150,6 +163,7 @@ impl Running {
                         open = false;
                         input = never();
                         self.rescans.stop();
+                        self.sweep.stop();
                     }
                 },
                 recv(notes) -> note => if let Ok(note) = note {
@@ -161,6 +175,13 @@ impl Running {
                     Err(_) => {
                         rescans_open = false;
                         self.rescans.join();
+                    }
+                },
+                recv(swept) -> event => match event {
+                    Ok(event) => self.emit(*event),
+                    Err(_) => {
+                        sweep_open = false;
+                        self.sweep.join();
                     }
                 },
                 send(out, self.out.next()) -> sent => self.out.sent(sent.is_ok()),
@@ -180,6 +201,7 @@ impl Running {
 
     fn end(&mut self) {
         self.rescans.stop();
+        self.sweep.stop();
         if let Some(gap) = self.losses.take() {
             self.emit_gap(gap, Moment::now());
         }
@@ -217,6 +239,7 @@ impl Running {
     fn publish(&mut self) {
         let in_flight: usize = self.in_flight.values().map(|flight| flight.items.len()).sum();
         self.counters.detection_waiting.set((self.queue.observations() + in_flight) as u64);
+        self.sweep.handle().hold(self.queue.len() > QUEUE_HOLD);
         let mut shared = lock(&self.shared);
         shared.worker_pid = self.pool.pid();
         shared.queue_length = self.queue.len() + self.in_flight.len() + self.rescans.told().len();
@@ -374,14 +397,21 @@ impl Running {
         let (key, file) = (FileKey::of(&stat), events::file(&stat));
         let began_ns = Moment::now().unix_ns;
         let rules_version = self.pool.rules_version().to_owned();
-        if next.items.iter().all(may_be_cached)
-            && let Some(known) = self.cache.get(&key, &rules_version, began_ns)
+        // Here files come from any namespace: anybody may have mounted an overlay in one.
+        let trusted = filesystem::word(&next.file) == Word::Kept;
+        let ask = next.items.iter().all(may_be_cached);
+        if trusted && !ask {
+            self.verdicts.forget(&key);
+        }
+        if trusted
+            && ask
+            && let Some(known) = self.verdicts.get(&key, &rules_version, began_ns)
         {
             self.counters.detection_cached.one();
             return self.conclude(next.items, file, recalled(known), &rules_version, Fate::Looked);
         }
         self.last_id += 1;
-        self.in_flight.insert(self.last_id, InFlight { key, file, items: next.items, began_ns });
+        self.in_flight.insert(self.last_id, InFlight { key, file, items: next.items, began_ns, trusted });
         let outputs = self.pool.submit(self.last_id, next.file, now);
         self.settle(outputs);
     }
@@ -427,7 +457,9 @@ impl Running {
             self.counters.detection_scanned.one();
             if let Ok(after) = rustix::fs::fstat(&done.file) {
                 let after = FileKey::of(&after);
-                self.cache.put(&flight.key, &after, flight.began_ns, &done.rules_version, scan);
+                if flight.trusted {
+                    self.verdicts.put(&flight.key, &after, flight.began_ns, &done.rules_version, scan);
+                }
                 if scan.stable {
                     self.concluded.put(&flight.key, &after, flight.began_ns, &done.rules_version);
                 }
@@ -481,6 +513,9 @@ impl Running {
             return;
         }
         self.announced = Some(loaded.version.clone());
+        if loaded.rules > 0 && loaded.version == self.rules.version() {
+            self.sweep.handle().use_rules(self.rules.clone());
+        }
         let problems = loaded.problems.iter().filter(|problem| problem.error).map(|problem| {
             format!("{}:{}:{}: {}", problem.file, problem.line, problem.column, problem.message)
         });
@@ -502,7 +537,8 @@ impl Running {
         let found = sources.load();
         self.source_errors.clone_from(&found.errors);
         (self.announced, self.rules_refused) = (None, false);
-        let outputs = self.pool.use_rules(found.into_set(), Instant::now());
+        self.rules = found.into_set();
+        let outputs = self.pool.use_rules(self.rules.clone(), Instant::now());
         self.settle(outputs);
     }
 }

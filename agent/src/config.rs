@@ -1,6 +1,8 @@
 //! Settings as written (`File`), then as used (`Config`). The packaged file holds every setting with its
 //! default and is parsed by a test.
 
+use crate::detection::sweep::budget::CPU_PERCENT_MAX;
+use crate::detection::verdicts::{FILES_DEFAULT, FILES_RANGE};
 use anyhow::{Context, bail};
 use serde::Deserialize;
 use std::fs;
@@ -25,6 +27,12 @@ const MEMORY_DELAY_MS_RANGE: std::ops::RangeInclusive<u64> = 0..=60_000;
 const PARALLEL_RANGE: std::ops::RangeInclusive<usize> = 1..=16;
 /// 0 is never.
 const SELF_TEST_S_RANGE: std::ops::RangeInclusive<u64> = 0..=86_400;
+/// 0 is never.
+const SWEEP_H_RANGE: std::ops::RangeInclusive<u64> = 0..=8_760;
+/// 0 is no limit.
+const SWEEP_CPU_RANGE: std::ops::RangeInclusive<u32> = 0..=CPU_PERCENT_MAX;
+/// 0 is no limit.
+const SWEEP_MB_RANGE: std::ops::RangeInclusive<u64> = 0..=100_000;
 const OUTBOX_BYTES_RANGE: std::ops::RangeInclusive<u64> = (16 << 20)..=(1 << 40);
 
 /// As written. Every key may be left out.
@@ -34,6 +42,7 @@ struct File {
     state: Option<PathBuf>,
     sensors: SensorsFile,
     detection: DetectionFile,
+    sweep: SweepFile,
     outbox: OutboxFile,
 }
 
@@ -67,6 +76,17 @@ struct DetectionFile {
     telemetry: bool,
     memory_on_exec: Vec<PathBuf>,
     memory_delay_ms: u64,
+    verdicts_max: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct SweepFile {
+    every_h: u64,
+    after_rules_change: bool,
+    cpu_percent: u32,
+    io_mb_per_s: u64,
+    paths: Vec<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -100,7 +120,14 @@ impl Default for DetectionFile {
             telemetry: true,
             memory_on_exec: Vec::new(),
             memory_delay_ms: 1000,
+            verdicts_max: FILES_DEFAULT,
         }
+    }
+}
+
+impl Default for SweepFile {
+    fn default() -> Self {
+        Self { every_h: 24, after_rules_change: true, cpu_percent: 25, io_mb_per_s: 0, paths: Vec::new() }
     }
 }
 
@@ -145,8 +172,46 @@ pub struct Config {
     pub memory_on_exec: Vec<Vec<u8>>,
     /// How long after.
     pub memory_delay: Duration,
+    /// Files whose verdicts are kept on disk.
+    pub verdicts_max: u64,
+    /// When and how everything is looked at.
+    pub sweep: Sweep,
     /// The outbox on disk. Bytes.
     pub outbox_bytes_max: u64,
+}
+
+/// When and how everything is looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sweep {
+    /// The time between two; none for never by time alone.
+    pub every: Option<Duration>,
+    /// Also when rules have changed.
+    pub after_rules_change: bool,
+    /// Of one processor; 0 for no limit.
+    pub cpu_percent: u32,
+    /// Bytes a second; 0 for no limit.
+    pub io_bytes_per_s: u64,
+    /// Absolute paths; none for what is watched.
+    pub paths: Vec<Vec<u8>>,
+}
+
+impl SweepFile {
+    fn check(&self) -> anyhow::Result<Sweep> {
+        within("sweep.every_h", self.every_h, &SWEEP_H_RANGE)?;
+        within("sweep.cpu_percent", self.cpu_percent, &SWEEP_CPU_RANGE)?;
+        within("sweep.io_mb_per_s", self.io_mb_per_s, &SWEEP_MB_RANGE)?;
+        Ok(Sweep { paths: prefixes("sweep.paths", &self.paths)?, ..self.trusted() })
+    }
+
+    fn trusted(&self) -> Sweep {
+        Sweep {
+            every: interval(self.every_h * 3600),
+            after_rules_change: self.after_rules_change,
+            cpu_percent: self.cpu_percent,
+            io_bytes_per_s: self.io_mb_per_s * 1_000_000,
+            paths: Vec::new(),
+        }
+    }
 }
 
 impl Config {
@@ -187,6 +252,8 @@ impl Config {
             telemetry: detection.telemetry,
             memory_on_exec: Vec::new(),
             memory_delay: Duration::from_millis(detection.memory_delay_ms),
+            verdicts_max: detection.verdicts_max,
+            sweep: SweepFile::default().trusted(),
             outbox_bytes_max: outbox.bytes_max,
         }
     }
@@ -201,6 +268,7 @@ impl Config {
         within("detection.scan_timeout_s", detection.scan_timeout_s, &TIMEOUT_S_RANGE)?;
         within("detection.scans_parallel", detection.scans_parallel, &PARALLEL_RANGE)?;
         within("detection.memory_delay_ms", detection.memory_delay_ms, &MEMORY_DELAY_MS_RANGE)?;
+        within("detection.verdicts_max", detection.verdicts_max, &FILES_RANGE)?;
         within("sensors.self_test_s", file.sensors.self_test_s, &SELF_TEST_S_RANGE)?;
         within("outbox.bytes_max", file.outbox.bytes_max, &OUTBOX_BYTES_RANGE)?;
         for rule in &detection.rules {
@@ -226,6 +294,8 @@ impl Config {
             telemetry: detection.telemetry,
             memory_on_exec: prefixes("detection.memory_on_exec", &detection.memory_on_exec)?,
             memory_delay: Duration::from_millis(detection.memory_delay_ms),
+            verdicts_max: detection.verdicts_max,
+            sweep: file.sweep.check()?,
             outbox_bytes_max: file.outbox.bytes_max,
         })
     }
@@ -323,6 +393,12 @@ mod tests {
             "telemetry",
             "memory_on_exec",
             "memory_delay_ms",
+            "verdicts_max",
+            "every_h",
+            "after_rules_change",
+            "cpu_percent",
+            "io_mb_per_s",
+            "paths",
             "bytes_max",
         ] {
             assert!(
@@ -351,6 +427,9 @@ mod tests {
         );
         check("[detection]\nmemory_delay_ms = 60001", "detection.memory_delay_ms is 60001");
         check("[sensors]\nlevel = \"max\"", "unknown variant `max`");
+        check("[sweep]\ncpu_percent = 10001", "sweep.cpu_percent is 10001");
+        check("[sweep]\npaths = [\"srv\"]", "sweep.paths entry `srv`");
+        check("[detection]\nverdicts_max = 0", "detection.verdicts_max is 0");
         check("[outbox]\nbytes_max = 1", "outbox.bytes_max is 1");
         check("state = \"x\"", "state entry `x`");
     }

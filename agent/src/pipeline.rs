@@ -3,9 +3,11 @@
 //! Order of the end: the sensors stop, the observations run dry, detection ends and drops its events, the
 //! transport says goodbye after what it can still send in its grace time, the outbox commits the last of them.
 
-use crate::config::Config;
+use crate::config::{Config, Sweep};
 use crate::detection::hashes::HashSources;
 use crate::detection::rules::RuleSources;
+use crate::detection::sweep::schedule::Plan;
+use crate::detection::verdicts::{self, Place};
 use crate::detection::walk::Scope;
 use crate::detection::{self, Detection, EVENTS_QUEUE_MAX, mark};
 use crate::host::{Host, Moment};
@@ -38,6 +40,9 @@ const POISON_FILE: &str = "poison";
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the mark is moved on while nothing waits.
 const MARK_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Sweeps of a fleet that is started at once begin within this time.
+const SWEEP_JITTER_MAX: Duration = Duration::from_secs(3600);
 
 /// The service: all stages, until `stop` or until one of them fails.
 ///
@@ -248,6 +253,8 @@ fn detection_config(config: &Config, host: &Host) -> anyhow::Result<detection::C
             roots: config.watch.iter().map(|path| resolved(path)).collect(),
             exclude: excluded(config),
         },
+        verdicts: Place { path: Some(config.state.join(verdicts::NAME)), files_max: config.verdicts_max },
+        sweep: sweep_plan(config),
     })
 }
 
@@ -262,6 +269,20 @@ fn memory_config(config: &Config) -> anyhow::Result<Option<detection::memory::on
         launcher: Launcher::own()?,
         scan_timeout: config.scan_timeout,
     }))
+}
+
+fn sweep_plan(config: &Config) -> Plan {
+    let Sweep { every, after_rules_change, cpu_percent, io_bytes_per_s, paths } = &config.sweep;
+    let roots = if paths.is_empty() { &config.watch } else { paths };
+    Plan {
+        every: *every,
+        after_rules_change: *after_rules_change,
+        jitter_max: every.map_or(SWEEP_JITTER_MAX, |every| (every / 24).min(SWEEP_JITTER_MAX)),
+        cpu_percent: *cpu_percent,
+        io_bytes_per_s: *io_bytes_per_s,
+        scope: Scope { roots: roots.iter().map(|path| resolved(path)).collect(), exclude: excluded(config) },
+        state: Some(config.state.clone()),
+    }
 }
 
 fn sensors_config(config: &Config) -> sensors::Config {
@@ -408,6 +429,18 @@ impl Facts {
                 running_ms: detection.rescan.running_ms,
                 runs: detection.rescan.runs,
             },
+            sweep: status::Sweep {
+                running: detection.sweep.running,
+                held: detection.sweep.held,
+                files: detection.sweep.files,
+                known: detection.sweep.known,
+                scanned: detection.sweep.scanned,
+                matched: detection.sweep.matched,
+                took_ms: detection.sweep.took_ms,
+                began_unix_s: detection.sweep.began_unix_ns / 1_000_000_000,
+                finished_unix_s: detection.sweep.finished_unix_ns / 1_000_000_000,
+                sweeps: detection.sweep.sweeps,
+            },
             counters: self.counters.all().into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
             equations: self.counters.equations(),
         }
@@ -467,6 +500,7 @@ pub fn watch(
     let (observe, observations) = bounded(OBSERVATIONS_QUEUE_MAX);
     let (emit, events) = bounded(EVENTS_QUEUE_MAX);
     let config = Config {
+        sweep: Sweep { every: None, after_rules_change: false, ..Config::of_defaults().sweep },
         watch: watch.paths.clone(),
         polling: watch.polling,
         self_test: None,
@@ -474,8 +508,9 @@ pub fn watch(
         rules: watch.rules.clone(),
         ..Config::of_defaults()
     };
-    let detection =
-        detection::start(detection_config(&config, &host)?, counters.clone(), observations, emit)?;
+    // It lives beside an agent, whose state is not its own.
+    let detection = detection::Config { verdicts: Place::default(), ..detection_config(&config, &host)? };
+    let detection = detection::start(detection, counters.clone(), observations, emit)?;
     let sensors = sensors::start(sensors_config(&config), counters, observe)?;
     tracing::info!(level = sensors.level().name(), reason = sensors.reason(), "watching; end it with Ctrl-C");
     let result = loop {

@@ -71,6 +71,9 @@ pub struct Report {
     pub oldest_event_age_ms: u64,
     /// Whether something is looked at again.
     pub rescan: Rescan,
+    /// Whether everything is looked at.
+    #[serde(default)]
+    pub sweep: Sweep,
     /// Every counter, by name.
     pub counters: BTreeMap<String, u64>,
     /// What must hold of them once nothing is on its way.
@@ -92,6 +95,31 @@ pub struct Rescan {
     pub running_ms: u64,
     /// Runs that ended since the start.
     pub runs: u64,
+}
+
+/// What the sweep does, or did last.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sweep {
+    /// It goes on.
+    pub running: bool,
+    /// It gives way to files that wait to be scanned.
+    pub held: bool,
+    /// Regular files that it met.
+    pub files: u64,
+    /// Of these known to be clean and not opened.
+    pub known: u64,
+    /// Of these scanned.
+    pub scanned: u64,
+    /// Of these matched.
+    pub matched: u64,
+    /// For how long it goes on, or took. Milliseconds.
+    pub took_ms: u64,
+    /// When it began, Unix seconds; 0 for never since the agent's start.
+    pub began_unix_s: i64,
+    /// When the last whole one ended, Unix seconds; 0 for never.
+    pub finished_unix_s: i64,
+    /// Sweeps that ended since the agent's start.
+    pub sweeps: u64,
 }
 
 /// Makes the socket; one that an earlier agent left behind is replaced.

@@ -70,6 +70,8 @@ impl Stage {
             poison: Poison::default(),
             memory: None,
             scope: Scope { roots: vec![bytes(&root)], exclude: vec![bytes(&root.join("left-out"))] },
+            verdicts: Default::default(),
+            sweep: Default::default(),
         };
         let detection = detection::start(config, counters.clone(), observations, out).unwrap();
         let stage = Self { folder, root, detection, input, events, counters };

@@ -402,6 +402,8 @@ fn stage(rules: RuleSources) -> Stage {
         poison: Poison::default(),
         memory: None,
         scope: Scope::default(),
+        verdicts: Default::default(),
+        sweep: Default::default(),
     };
     let detection = detection::start(config, counters.clone(), observations, out).unwrap();
     Stage { detection, input, events, counters }
@@ -669,6 +671,8 @@ fn a_stage_without_a_worker_says_so_and_records_what_it_saw() {
         poison: Poison::default(),
         memory: None,
         scope: Scope::default(),
+        verdicts: Default::default(),
+        sweep: Default::default(),
     };
     let detection = detection::start(config, counters.clone(), observations, out).unwrap();
     input.send(written(file(&eicar()))).unwrap();

@@ -17,8 +17,6 @@ pub mod scan;
 pub mod scan_memory;
 /// Asks a running agent how it is: `status`.
 pub mod status;
-/// Every regular file under a path.
-pub mod walk;
 /// Prints events live, with no collector: `watch`.
 pub mod watch;
 

@@ -2,33 +2,46 @@
 //!
 //! What is found goes to standard output, everything else to standard error.
 
-use super::walk::{Found, Options, Walk};
-use crate::detection::events::{self, Item, Looked, What};
+/// What it keeps for the next time.
+pub mod cache;
+/// What a terminal shows meanwhile.
+pub mod progress;
+/// What it did, in the end.
+pub mod totals;
+
+use crate::detection::events::{Item, Looked, What};
 use crate::detection::hashes::{self, HashSources, Hashes};
 use crate::detection::rules::RuleSources;
+use crate::detection::sweep::budget::{CPU_PERCENT_MAX, Gate};
+use crate::detection::sweep::engine::{self, ANSWER_TIME_MAX, Done, Ended, Engine, Plan, Said};
+use crate::detection::sweep::walk::Figures;
+use crate::detection::sweep::{Cross, Options};
+use crate::detection::verdicts::Verdicts;
 use crate::host::{Host, Moment};
-use crate::worker::pool::{Done, Output, Pool, Settings};
+use crate::stop::{self, Stop};
+use crate::worker::pool::{Output, Pool, Settings};
 use crate::worker::process::Launcher;
 use crate::worker::{Outcome, SIZE_BYTES_MAX, SIZE_DEFAULT_BYTES, THREADS_MAX};
 use anyhow::{Context as _, Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
-use std::collections::HashMap;
-use std::io::{IsTerminal as _, Write as _};
-use std::os::fd::OwnedFd;
+use progress::Progress;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use totals::Totals;
 use vidette_protocol::wire::{Severity, Trigger, Verdict, event::Kind};
 use vidette_protocol::{ecs, escape};
 
-/// How long a look at the worker waits at most.
-const WAIT: Duration = Duration::from_millis(200);
 /// The scanner's clock ticks in seconds: less would end scans that just began.
 const TIMEOUT_MIN: Duration = Duration::from_secs(2);
 
 /// What `--help` ends with.
 const AFTER_HELP: &str = "\
+Files are scanned as they are: archives are not opened. What was found clean is not scanned again with the same
+rules while it stays as it is, so that the same command goes on where it was stopped.
+
 Exit code: 0 everything is clean, 1 something matched, 2 nothing matched but not everything could be scanned whole.
 
 Examples:
@@ -73,6 +86,18 @@ pub struct Args {
     /// Also enter other file systems that are mounted below a path.
     #[arg(long)]
     cross_filesystems: bool,
+    /// Use at most so much of one processor, scanner included; 200 is two [default: no limit].
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=i64::from(CPU_PERCENT_MAX)))]
+    cpu: Option<u32>,
+    /// Read at most so many million bytes a second [default: no limit].
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    io: Option<u64>,
+    /// Scan everything, and keep nothing for the next time.
+    #[arg(long, conflicts_with = "cache")]
+    no_cache: bool,
+    /// Where to keep what is known to be clean [default: in /var/cache/vidette for root, else in ~/.cache/vidette].
+    #[arg(long, value_name = "FILE")]
+    cache: Option<PathBuf>,
 }
 
 /// A number of bytes, as typed: `64MiB`, `1k`, `500`.
@@ -108,29 +133,17 @@ impl std::fmt::Display for ByteSize {
     }
 }
 
-#[derive(Debug, Default)]
-struct Totals {
-    files: u64,
-    bytes: u64,
-    matched: u64,
-    in_part: u64,
-    failed: u64,
-    unreadable: u64,
-    skipped: u64,
-    bad_paths: u64,
-    bad_rules: usize,
-}
-
 struct Scan {
     host: Host,
     json: bool,
-    pool: Pool,
-    hashes: Hashes,
-    in_flight: HashMap<u64, Vec<u8>>,
-    last_id: u64,
     totals: Totals,
-    progress: ProgressBar,
-    shown: Instant,
+    progress: Progress,
+    figures: Arc<Figures>,
+    rules_version: String,
+    /// The rules have mistakes: nothing is kept, so that they are heard of the next time too.
+    keeps: bool,
+    /// There are hash lists, so that nothing needs rules.
+    lists: bool,
 }
 
 /// Runs it.
@@ -138,32 +151,20 @@ struct Scan {
 /// # Errors
 /// There are no rules, no worker, or nobody reads the output.
 pub fn run(args: Args) -> Result<ExitCode> {
-    let start = Instant::now();
     if args.processes.are_asked() {
         let (settings, _, bad_rules) = settings(&args)?;
-        return super::scan_memory::run(&args.processes, args.json, settings, progress_bar()?, bad_rules);
+        return super::scan_memory::run(&args.processes, args.json, settings, bad_rules);
     }
-    let mut scan = Scan::new(&args)?;
-    scan.load_rules()?;
-    let options = Options { follow: args.follow, cross: args.cross_filesystems };
-    for path in &args.paths {
-        match Walk::new(path, options) {
-            Ok(walk) => scan.walk(walk, path)?,
-            Err(error) => {
-                scan.totals.bad_paths += 1;
-                scan.say(&format!(
-                    "could not scan {}: {error}",
-                    escape::terminal(path.as_os_str().as_encoded_bytes())
-                ));
-            }
-        }
-    }
-    while !scan.in_flight.is_empty() {
-        let outputs = scan.pool.wait(WAIT);
-        scan.settle(outputs)?;
-    }
-    scan.progress.finish_and_clear();
-    scan.totals.print(start.elapsed());
+    let (stopper, stop) = stop::channel();
+    stop::on_signal(stopper)?;
+    let start = Instant::now();
+    let (mut scan, mut engine) = prepare(&args, &stop)?;
+    let ended = engine.run(&args.paths, &mut |said| scan.said(said))?;
+    scan.totals.stopped = ended == Ended::CutShort;
+    scan.totals.known = scan.figures.known.load(Ordering::Relaxed);
+    scan.totals.skipped = scan.figures.skipped.load(Ordering::Relaxed);
+    scan.progress.end();
+    scan.totals.print(start.elapsed(), scan.keeps);
     Ok(scan.totals.exit_code())
 }
 
@@ -188,133 +189,138 @@ fn settings(args: &Args) -> Result<(Settings, Hashes, usize)> {
         threads: args.threads.unwrap_or(processors).clamp(1, THREADS_MAX),
         size_max_bytes: args.max_size.0,
         timeout,
-        digests: hashes.wanted(),
         ..Settings::new(Launcher::own()?, found.into_set())
     };
     Ok((settings, hashes, bad_rules))
 }
 
+/// Made before anything is scanned; the tables lie where temporary files do.
+fn lists(files: &[PathBuf]) -> Result<Hashes> {
+    let sources = HashSources { files: files.to_vec(), folder: Some(std::env::temp_dir()) };
+    let hashes = hashes::build(&sources, &AtomicBool::new(false))?;
+    for complaint in hashes.complaints() {
+        eprintln!("{complaint}");
+    }
+    Ok(hashes)
+}
+
+fn prepare(args: &Args, stop: &Stop) -> Result<(Scan, Engine)> {
+    let (settings, hashes, bad_rules) = settings(args)?;
+    let totals = Totals { bad_rules, ..Default::default() };
+    let rules_version = settings.rules.version().to_owned();
+    let verdicts = verdicts(args, &hashes.version_with(&rules_version)).map(Arc::new);
+    let cross = if args.cross_filesystems { Cross::Everything } else { Cross::Stay };
+    let options = Options { follow: args.follow, cross, exclude: Vec::new() };
+    let gate = Arc::new(Gate::new(stop.clone(), args.cpu.unwrap_or(0)));
+    let mut progress = Progress::new()?;
+    if !progress.is_hidden() {
+        let free = Arc::new(Gate::new(stop.clone(), 0));
+        progress.expect(engine::count(args.paths.clone(), options.clone(), free));
+    }
+    let (keeps, lists) = (verdicts.is_some(), hashes.wanted() != 0);
+    let io_bytes_per_s = args.io.unwrap_or(0) * 1_000_000;
+    let plan = Plan { options, io_bytes_per_s, verdicts, hashes: Arc::new(hashes) };
+    let engine = Engine::new(Pool::new(settings), plan, gate);
+    let figures = engine.figures();
+    let host = Host::read();
+    Ok((Scan { host, json: args.json, totals, progress, figures, rules_version, keeps, lists }, engine))
+}
+
+/// What is known from earlier scans. Without it everything is scanned, which is slower and no worse.
+fn verdicts(args: &Args, rules_version: &str) -> Option<Verdicts> {
+    if args.no_cache {
+        return None;
+    }
+    match cache::open(args.cache.as_deref(), rules_version) {
+        Ok(verdicts) => Some(verdicts),
+        Err(error) => {
+            let error = escape::terminal(format!("{error:#}").as_bytes());
+            eprintln!(
+                "nothing is kept for the next scan: {error}; --cache FILE names a place, --no-cache none"
+            );
+            None
+        }
+    }
+}
+
 impl Scan {
-    fn new(args: &Args) -> Result<Self> {
-        let (settings, hashes, bad_rules) = settings(args)?;
-        Ok(Self {
-            host: Host::read(),
-            json: args.json,
-            pool: Pool::new(settings),
-            hashes,
-            in_flight: HashMap::new(),
-            last_id: 0,
-            totals: Totals { bad_rules, ..Default::default() },
-            progress: progress_bar()?,
-            shown: Instant::now(),
-        })
-    }
-
-    /// Waits for them, so that nothing is scanned with rules that do not work.
-    fn load_rules(&mut self) -> Result<()> {
-        self.progress.set_message("loading rules");
-        let mut outputs = self.pool.prepare(Instant::now());
-        loop {
-            let loaded = outputs.iter().any(|output| matches!(output, Output::Loaded(_)));
-            self.settle(outputs)?;
-            if loaded {
-                return Ok(());
+    fn said(&mut self, said: Said) -> Result<()> {
+        match said {
+            Said::File(done) => self.done(*done)?,
+            Said::Unreadable(path, error) => self.unreadable(&path, &error)?,
+            Said::NoAnswer(path) => {
+                self.totals.silent += 1;
+                let seconds = ANSWER_TIME_MAX.as_secs();
+                let reason =
+                    format!("its file system did not answer for {seconds} s, and is left out from here on");
+                self.failed(&path, &reason)?;
             }
-            outputs = self.pool.wait(WAIT);
+            Said::Worker(output) => self.worker(output)?,
+            Said::Tick => {}
         }
-    }
-
-    fn walk(&mut self, walk: Walk, named: &std::path::Path) -> Result<()> {
-        let mut first = !walk.is_folder();
-        for found in walk {
-            match found {
-                Found::Skipped if std::mem::take(&mut first) => {
-                    self.unreadable(
-                        named.as_os_str().as_encoded_bytes(),
-                        "it is no regular file and no folder",
-                    )?;
-                }
-                Found::File(file, path) => self.submit(file, path)?,
-                Found::Unreadable(path, error) => self.unreadable(&path, &error)?,
-                Found::Skipped => self.totals.skipped += 1,
-            }
-        }
+        let (met, known) = (&self.figures.files, &self.figures.known);
+        self.progress.show(&self.totals, met.load(Ordering::Relaxed), known.load(Ordering::Relaxed));
         Ok(())
     }
 
-    fn submit(&mut self, file: OwnedFd, path: Vec<u8>) -> Result<()> {
-        while self.pool.room() == 0 {
-            let outputs = self.pool.wait(WAIT);
-            self.settle(outputs)?;
-        }
-        self.last_id += 1;
-        self.in_flight.insert(self.last_id, path);
-        let outputs = self.pool.submit(self.last_id, file, Instant::now());
-        self.settle(outputs)
-    }
-
-    fn settle(&mut self, outputs: Vec<Output>) -> Result<()> {
-        for output in outputs {
-            match output {
-                Output::Done(done) => self.done(*done)?,
-                Output::Loaded(loaded) => {
-                    for problem in loaded.problems.iter().filter(|problem| problem.error) {
-                        self.totals.bad_rules += 1;
-                        let message = escape::terminal(problem.message.as_bytes());
-                        self.say(&format!(
-                            "{}:{}: {message}; this file's rules are left out",
-                            problem.file, problem.line
-                        ));
-                    }
-                    if loaded.rules == 0 && self.hashes.wanted() == 0 {
-                        bail!("there is not one usable rule: see `vidette-agent rules check`");
-                    }
+    fn worker(&mut self, output: Output) -> Result<()> {
+        match output {
+            Output::Loaded(loaded) => {
+                for problem in loaded.problems.iter().filter(|problem| problem.error) {
+                    self.totals.bad_rules += 1;
+                    let message = escape::terminal(problem.message.as_bytes());
+                    self.say(&format!(
+                        "{}:{}: {message}; this file's rules are left out",
+                        problem.file, problem.line
+                    ));
                 }
-                Output::Unavailable(reason) | Output::RulesRefused { reason, .. } => {
-                    bail!("nothing can be scanned: {}", escape::terminal(reason.as_bytes()))
+                if loaded.rules == 0 && !self.lists {
+                    bail!("there is not one usable rule: see `vidette-agent rules check`");
                 }
-                Output::Died(reason) => self.say(&escape::terminal(reason.as_bytes())),
-                Output::Started(ready) if ready.landlock == "none" => {
-                    self.say("this kernel has no Landlock: the scanner is held by its system-call filter and user alone");
-                }
-                Output::Started(_) => {}
             }
+            Output::Unavailable(reason) | Output::RulesRefused { reason, .. } => {
+                bail!("nothing can be scanned: {}", escape::terminal(reason.as_bytes()))
+            }
+            Output::Died(reason) => self.say(&escape::terminal(reason.as_bytes())),
+            Output::Started(ready) if ready.landlock == "none" => {
+                self.say("this kernel has no Landlock: the scanner is held by its system-call filter and user alone");
+            }
+            Output::Started(_) | Output::Done(_) => {}
         }
         Ok(())
     }
 
     fn done(&mut self, done: Done) -> Result<()> {
-        let Some(path) = self.in_flight.remove(&done.id) else { return Ok(()) };
         self.totals.files += 1;
         if let Outcome::Scanned(scan) = &done.outcome {
             self.totals.bytes += scan.scanned_bytes;
         }
-        let file = rustix::fs::fstat(&done.file).map(|stat| events::file(&stat)).unwrap_or_default();
-        let looked = Looked::new(file, self.hashes.judge(done.outcome), &done.rules_version);
+        let looked = Looked::new(done.file, done.outcome, &done.rules_version);
         match looked.verdict {
             Verdict::Clean => {}
             Verdict::Matched => self.totals.matched += 1,
             Verdict::TooLarge => {
                 self.totals.in_part += 1;
-                self.say(&format!("{}: {}", escape::terminal(&path), looked.detail));
+                self.say(&format!("{}: {}", escape::terminal(&done.path), looked.detail));
             }
             Verdict::TimedOut | Verdict::Failed | Verdict::NotScanned | Verdict::Unspecified => {
                 self.totals.failed += 1
             }
         }
-        self.show(path, &looked)?;
-        self.show_progress();
-        Ok(())
+        self.show(done.path, &looked)
     }
 
     fn unreadable(&mut self, path: &[u8], error: &str) -> Result<()> {
         self.totals.unreadable += 1;
+        self.failed(path, &format!("could not read it: {error}"))
+    }
+
+    fn failed(&mut self, path: &[u8], reason: &str) -> Result<()> {
         if !self.json {
-            self.say(&format!("could not read {}: {error}", escape::terminal(path)));
+            self.say(&format!("{}: {}", escape::terminal(path), escape::terminal(reason.as_bytes())));
             return Ok(());
         }
-        let outcome = Outcome::Died(format!("could not read it: {error}"));
-        let looked = Looked::new(Default::default(), outcome, self.pool.rules_version());
+        let looked = Looked::new(Default::default(), Outcome::Died(reason.to_owned()), &self.rules_version);
         self.show(path.to_vec(), &looked)
     }
 
@@ -341,37 +347,6 @@ impl Scan {
     fn say(&self, text: &str) {
         self.progress.suspend(|| eprintln!("{text}"));
     }
-
-    fn show_progress(&mut self) {
-        if self.shown.elapsed() > WAIT {
-            self.shown = Instant::now();
-            let rate = self.totals.files as f64 / self.progress.elapsed().as_secs_f64().max(0.001);
-            let (files, matched) = (self.totals.files, self.totals.matched);
-            self.progress.set_message(format!("{files} files, {rate:.0} a second, {matched} matched"));
-        }
-    }
-}
-
-/// Made before anything is scanned; the tables lie where temporary files do.
-fn lists(files: &[PathBuf]) -> Result<Hashes> {
-    let sources = HashSources { files: files.to_vec(), folder: Some(std::env::temp_dir()) };
-    let hashes = hashes::build(&sources, &AtomicBool::new(false))?;
-    for complaint in hashes.complaints() {
-        eprintln!("{complaint}");
-    }
-    Ok(hashes)
-}
-
-/// Hidden when standard error is no terminal, or when nothing else is a terminal's business.
-fn progress_bar() -> Result<ProgressBar> {
-    if !std::io::stderr().is_terminal() {
-        return Ok(ProgressBar::hidden());
-    }
-    let style = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}")
-        .context("could not make a progress bar")?;
-    let bar = ProgressBar::new_spinner().with_style(style);
-    bar.enable_steady_tick(WAIT);
-    Ok(bar)
 }
 
 /// `SEVERITY  rule  path`, a line for each rule.
@@ -413,43 +388,6 @@ fn verdict_name(verdict: Verdict) -> &'static str {
     }
 }
 
-impl Totals {
-    fn print(&self, time: Duration) {
-        let mib = self.bytes as f64 / f64::from(1 << 20);
-        eprintln!(
-            "{} files, {mib:.1} MiB scanned in {:.1} s: {} matched",
-            self.files,
-            time.as_secs_f64(),
-            self.matched
-        );
-        for (count, what) in [
-            (self.in_part, "scanned only in part, being larger than --max-size"),
-            (self.failed, "not scanned, because the scan failed or took too long"),
-            (self.unreadable, "not scanned, because they could not be read"),
-            (self.bad_paths, "paths that could not be scanned at all"),
-            (self.skipped, "skipped: links, sockets, devices, other file systems"),
-        ] {
-            if count > 0 {
-                eprintln!("  {count} {what}");
-            }
-        }
-        if self.bad_rules > 0 {
-            eprintln!("  {} errors in rules and hash lists", self.bad_rules);
-        }
-    }
-
-    /// Only clean means clean.
-    fn exit_code(&self) -> ExitCode {
-        let incomplete =
-            self.in_part + self.failed + self.unreadable + self.bad_paths + self.bad_rules as u64;
-        match (self.matched, incomplete) {
-            (1.., _) => ExitCode::from(1),
-            (0, 1..) => ExitCode::from(2),
-            (0, 0) => ExitCode::SUCCESS,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -462,14 +400,5 @@ mod tests {
         for text in ["", "MiB", "1", "1TiB", "-1", "1.5k", "99999999999999999999", "1GiB"] {
             assert!(text.parse::<ByteSize>().is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn only_clean_is_zero() {
-        let code = |totals: Totals| format!("{:?}", totals.exit_code());
-        let expect = |code: u8| format!("{:?}", ExitCode::from(code));
-        assert_eq!(code(Totals { skipped: 3, ..Default::default() }), expect(0));
-        assert_eq!(code(Totals { matched: 1, failed: 1, ..Default::default() }), expect(1));
-        assert_eq!(code(Totals { unreadable: 1, ..Default::default() }), expect(2));
     }
 }

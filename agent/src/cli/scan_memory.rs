@@ -115,19 +115,13 @@ struct Scan {
     count: usize,
 }
 
-/// Runs it, with what `scan` made of the command line: the settings of the pool, how it shows progress, and how many
-/// errors the rules had.
+/// Runs it, with what `scan` made of the command line: the settings of the pool, and how many errors the rules had.
 ///
 /// # Errors
 /// No usable rules, no worker, or nobody reads the output.
-pub fn run(
-    processes: &Processes,
-    json: bool,
-    settings: Settings,
-    progress: ProgressBar,
-    bad_rules: usize,
-) -> Result<ExitCode> {
+pub fn run(processes: &Processes, json: bool, settings: Settings, bad_rules: usize) -> Result<ExitCode> {
     let begin = Instant::now();
+    let progress = super::scan::progress::bar()?;
     let budget = processes.budget()?;
     if processes.pid.len() > PIDS_MAX {
         bail!("at most {PIDS_MAX} processes can be named: use --all-processes");

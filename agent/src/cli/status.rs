@@ -3,7 +3,7 @@
 use super::EXIT_ERROR;
 use crate::config::Config;
 use crate::detection::hashes::Summary;
-use crate::status::{self, Report, Rescan};
+use crate::status::{self, Report, Rescan, Sweep};
 use comfy_table::{Table, presets};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -85,6 +85,7 @@ fn table(report: &Report) -> String {
         ),
     );
     row("rescan", rescan(&report.rescan));
+    row("sweep", sweep(&report.sweep));
     for equation in report.equations.iter().filter(|equation| !equation.holds()) {
         row("on its way", format!("{}: {} and {}", equation.text, equation.left, equation.right));
     }
@@ -121,6 +122,27 @@ fn rescan(rescan: &Rescan) -> String {
         ),
     };
     format!("{doing}; {} runs", rescan.runs)
+}
+
+fn sweep(sweep: &Sweep) -> String {
+    let seconds = sweep.took_ms as f64 / 1000.0;
+    let rate = sweep.files as f64 / seconds.max(0.001);
+    let Sweep { files, known, matched, .. } = sweep;
+    let last = match sweep.finished_unix_s {
+        0 => "none was whole yet".to_owned(),
+        at => format!("the last whole one ended at {}", time(at)),
+    };
+    if sweep.running {
+        let doing = if sweep.held { "gives way" } else { "goes on" };
+        return format!(
+            "{doing} since {}: {files} files, {rate:.0} a second, {known} known to be clean, {matched} matched; {last}",
+            time(sweep.began_unix_s)
+        );
+    }
+    match sweep.began_unix_s {
+        0 => last,
+        _ => format!("{last}; {files} files in {seconds:.1} s, {known} known to be clean, {matched} matched"),
+    }
 }
 
 fn join(word: &str, detail: &str) -> String {

@@ -3,10 +3,11 @@
 //! A state is trusted when it was older than a tick of the clock that stamps it when the scan began: a later
 //! change then has other times. A file system that stamps whole seconds is given more.
 
-use super::cache::YOUNG_NS;
 use super::lru::Lru;
 use crate::worker::poison::FileKey;
 
+/// Times younger than this are not trusted. Nanoseconds.
+pub const YOUNG_NS: i64 = 2_000_000_000;
 /// Files that are remembered.
 pub const CONCLUDED_MAX: usize = 32_768;
 /// Longer than a tick of the clock that stamps files: 10 ms at CONFIG_HZ=100. Nanoseconds.

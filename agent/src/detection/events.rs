@@ -285,6 +285,17 @@ pub fn rescanned(host: &Host, whole: bool, detail: &str) -> wire::Event {
     host.event(Moment::now(), Severity::Info, Kind::Audit(audit))
 }
 
+/// A sweep that began or ended.
+#[must_use]
+pub fn swept(host: &Host, action: &str, good: bool, detail: &str) -> wire::Event {
+    let audit = wire::Audit {
+        action: action.to_owned(),
+        outcome: if good { "success" } else { "failure" }.to_owned(),
+        detail: clip(detail, TEXT_BYTES_MAX),
+    };
+    host.event(Moment::now(), Severity::Info, Kind::Audit(audit))
+}
+
 /// Rules that are used from now on.
 #[must_use]
 pub fn rules_loaded(host: &Host, version: &str, rules: u32, errors: usize) -> wire::Event {

@@ -48,6 +48,13 @@ impl<K: Hash + Eq + Clone, V> Lru<K, V> {
         self.values.clear();
         self.order.clear();
     }
+
+    /// Forgets one.
+    pub fn remove(&mut self, key: &K) {
+        if let Some((used, _)) = self.values.remove(key) {
+            self.order.remove(&used);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -70,5 +77,7 @@ mod tests {
         lru.insert("d", 5);
         assert_eq!((got(&mut lru, "a"), got(&mut lru, "c")), (Some(4), None));
         assert_eq!((lru.values.len(), lru.order.len()), (2, 2));
+        lru.remove(&"a");
+        assert_eq!((got(&mut lru, "a"), lru.values.len(), lru.order.len()), (None, 1, 1));
     }
 }

@@ -1,11 +1,12 @@
 //! Stage 2: what to scan and when; verdicts become events.
 //!
 //! ```text
-//! Observation -> queue (coalesce, fair shares) -> cache or worker -> events -> backlog -> outbox
+//! Observation -> queue (coalesce, fair shares) -> verdicts or worker -> events -> backlog -> outbox
 //!       ^ loss, folders that come into view -> rescan: what changed is looked at again
+//!                                   by its time -> sweep: everything, with a worker of its own
 //! ```
 //!
-//! One thread owns the queue, the cache, the worker and the backlog. It waits neither for the sensors nor, while it
+//! One thread owns the queue, the worker and the backlog. It waits neither for the sensors nor, while it
 //! has nothing but telemetry to send, for the outbox: what its queue can't take is recorded without a scan, counted,
 //! told as a gap and looked at again; telemetry that can't be sent is counted and told. It waits for the outbox
 //! only when too many alerts do.
@@ -23,7 +24,7 @@ pub mod rescan;
 /// Up to when everything was taken care of.
 pub mod mark;
 /// Verdicts that still hold.
-pub mod cache;
+pub mod verdicts;
 /// Files that were looked at in the state they are in.
 pub mod concluded;
 /// Who gets the next turn among files of one class.
@@ -38,6 +39,8 @@ pub mod events;
 pub mod backlog;
 /// Looks into the memory of processes.
 pub mod memory;
+/// Everything below some paths, with a budget.
+pub mod sweep;
 /// The way out.
 mod outgoing;
 /// What was lost, and what follows from it.
@@ -57,6 +60,8 @@ use rules::RuleSources;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use sweep::schedule::{self, Sweeps};
+use verdicts::Verdicts;
 use vidette_protocol::wire;
 use walk::Scope;
 
@@ -90,6 +95,10 @@ pub struct Config {
     pub memory: Option<memory::on_exec::Config>,
     /// Where files are looked at again after a loss.
     pub scope: Scope,
+    /// Where verdicts are kept.
+    pub verdicts: verdicts::Place,
+    /// When everything is looked at.
+    pub sweep: schedule::Plan,
 }
 
 /// What others may know of detection.
@@ -107,6 +116,8 @@ pub struct Snapshot {
     pub loss_untold: bool,
     /// What the rescan does.
     pub rescan: Progress,
+    /// What the sweep does.
+    pub sweep: schedule::Snapshot,
     /// Version of the rules in use.
     pub rules_version: String,
     /// How many rules those are; 0 until they are compiled.
@@ -131,6 +142,7 @@ enum Reload {
 pub struct Detection {
     shared: Arc<Mutex<Snapshot>>,
     desk: Arc<Desk>,
+    sweeps: schedule::Handle,
     reload: Sender<Reload>,
     thread: JoinHandle<()>,
 }
@@ -149,9 +161,21 @@ pub fn start(
     let (reload, reloads) = bounded(RELOADS_MAX);
     let rescans = Rescans::start(config.scope.clone())?;
     let desk = rescans.desk();
-    let stage = run::Stage { counters, input, out, reloads, rescans, shared: shared.clone() };
+    let verdicts = Arc::new(Verdicts::at(&config.verdicts));
+    let sweep = Sweeps::start(schedule::Setup {
+        plan: config.sweep.clone(),
+        host: config.host.clone(),
+        launcher: config.launcher.try_clone()?,
+        size_max_bytes: config.size_max_bytes,
+        timeout: config.scan_timeout,
+        poison: config.poison.clone(),
+        verdicts: verdicts.clone(),
+    })?;
+    let sweeps = sweep.handle();
+    let stage =
+        run::Stage { counters, input, out, reloads, rescans, verdicts, sweep, shared: shared.clone() };
     let thread = std::thread::Builder::new().name("detection".into()).spawn(move || stage.run(config))?;
-    Ok(Detection { shared, desk, reload, thread })
+    Ok(Detection { shared, desk, sweeps, reload, thread })
 }
 
 impl Detection {
@@ -185,6 +209,11 @@ impl Detection {
         self.desk.wish(Wish { reasons: vec![reason], since_unix_ns, hot: Vec::new() });
     }
 
+    /// Looks at everything that is swept, now. Begin and end are events.
+    pub fn sweep(&self) {
+        self.sweeps.wish();
+    }
+
     /// Whether its thread has ended; before [`Detection::join`] only by a fault.
     #[must_use]
     pub fn is_finished(&self) -> bool {
@@ -194,7 +223,7 @@ impl Detection {
     /// A way to ask how it is that outlives the handle.
     #[must_use]
     pub fn gauge(&self) -> Gauge {
-        Gauge(self.shared.clone(), self.desk.clone())
+        Gauge(self.shared.clone(), self.desk.clone(), self.sweeps.clone())
     }
 
     /// Waits until the stage has ended.
@@ -208,7 +237,7 @@ impl Detection {
 
 /// Tells how detection is to whoever shows it.
 #[derive(Debug, Clone)]
-pub struct Gauge(Arc<Mutex<Snapshot>>, Arc<Desk>);
+pub struct Gauge(Arc<Mutex<Snapshot>>, Arc<Desk>, schedule::Handle);
 
 impl Gauge {
     /// How it is now.
@@ -218,6 +247,7 @@ impl Gauge {
         let rescan = self.1.progress();
         let mut snapshot = lock(&self.0).clone();
         snapshot.rescan = rescan;
+        snapshot.sweep = self.2.snapshot();
         snapshot.worker_resident_bytes = snapshot.worker_pid.map_or(0, resident_bytes);
         snapshot
     }

@@ -1,7 +1,6 @@
-//! The detection thread: takes observations, keeps the worker busy, sends events. Decides little; `queue`, `cache`,
+//! The detection thread: takes observations, keeps the worker busy, sends events. Decides little; `queue`, `verdicts`,
 //! `pool` and `events` do. What is lost here and elsewhere is told and looked at again (`losses`).
 
-use super::cache::{Cache, Known};
 use super::classes::{self, Origins};
 use super::concluded::Concluded;
 use super::events::{self, Item, Looked, What};
@@ -12,9 +11,12 @@ use super::outgoing::Outgoing;
 use super::queue::{Next, Push, Pushed, Queue};
 use super::rescan::{Folder, Rescans, Told, Wish};
 use super::rules::RuleSources;
+use super::sweep::schedule::{Against, QUEUE_HOLD, Sweeps};
+use super::verdicts::{Known, Verdicts};
 use super::{Config, Reload, Snapshot, lock};
 use crate::host::{Host, Moment};
 use crate::sensors::{Observation, OpenFile};
+use crate::sys::filesystem::{self, Word};
 use crate::telemetry::Counters;
 use crate::worker::messages::{Loaded, Ready};
 use crate::worker::poison::FileKey;
@@ -41,6 +43,8 @@ pub(super) struct Stage {
     pub(super) out: Sender<wire::Event>,
     pub(super) reloads: Receiver<Reload>,
     pub(super) rescans: Rescans,
+    pub(super) verdicts: Arc<Verdicts>,
+    pub(super) sweep: Sweeps,
     pub(super) shared: Arc<Mutex<Snapshot>>,
 }
 
@@ -52,6 +56,8 @@ struct InFlight {
     began_ns: i64,
     /// It was scanned before, without the digests that newer hash lists need.
     again: bool,
+    /// A verdict may be kept: the file system keeps its word.
+    trusted: bool,
 }
 
 /// What became of an observation, for the counters.
@@ -75,13 +81,15 @@ struct Running {
     /// Files were looked at without the newest lists since then. Unix nanoseconds.
     hashes_behind_since_ns: Option<i64>,
     hashes_degraded: bool,
-    cache: Cache,
+    verdicts: Arc<Verdicts>,
     concluded: Concluded,
     pool: Pool,
     in_flight: HashMap<u64, InFlight>,
     last_id: u64,
     losses: Losses,
     rescans: Rescans,
+    sweep: Sweeps,
+    /// The newest rules, for the sweep when they work.
     /// Of rule files that could not be read.
     source_errors: Vec<String>,
     /// The rules that were announced last.
@@ -123,13 +131,14 @@ impl Stage {
             hashes_behind_since_ns: (!config.hashes.files.is_empty()).then(|| Moment::now().unix_ns),
             hashes: Keeper::new(config.hashes),
             hashes_degraded: false,
-            cache: Cache::default(),
+            verdicts: self.verdicts,
             concluded: Concluded::default(),
             pool,
             in_flight: HashMap::new(),
             last_id: 0,
             losses: Losses::new(self.rescans.desk()),
             rescans: self.rescans,
+            sweep: self.sweep,
             source_errors,
             announced: None,
             rules_degraded: false,
@@ -158,16 +167,17 @@ impl Stage {
 
 impl Running {
     fn go(&mut self, mut input: Receiver<Observation>, mut reloads: Receiver<Reload>) {
-        let (mut open, mut rescans_open) = (true, true);
+        let (mut open, mut rescans_open, mut sweep_open) = (true, true, true);
         loop {
             self.work();
             let empty = self.queue.is_empty() && self.in_flight.is_empty();
-            if self.out.is_closed() || (!open && !rescans_open && empty) {
+            if self.out.is_closed() || (!open && !rescans_open && !sweep_open && empty) {
                 return self.end();
             }
             let notes = self.pool.notes().clone();
             let (out, told) = (self.out.sender(), self.told(rescans_open));
             let made = self.hashes.made().clone();
+            let swept = if sweep_open { self.sweep.told().clone() } else { never() };
             select! {
                 recv(input) -> observation => match observation {
                     Ok(observation) => {
@@ -180,6 +190,7 @@ impl Running {
                         open = false;
                         input = never();
                         self.rescans.stop();
+                        self.sweep.stop();
                     }
                 },
                 recv(notes) -> note => if let Ok(note) = note {
@@ -191,6 +202,13 @@ impl Running {
                     Err(_) => {
                         rescans_open = false;
                         self.rescans.join();
+                    }
+                },
+                recv(swept) -> event => match event {
+                    Ok(event) => self.emit(*event),
+                    Err(_) => {
+                        sweep_open = false;
+                        self.sweep.join();
                     }
                 },
                 send(out, self.out.next()) -> sent => self.out.sent(sent.is_ok()),
@@ -219,6 +237,7 @@ impl Running {
         if let Some(memory) = &mut self.memory {
             memory.end();
         }
+        self.sweep.stop();
         if let Some(gap) = self.losses.take() {
             self.emit_gap(gap, Moment::now());
         }
@@ -256,6 +275,7 @@ impl Running {
     fn publish(&mut self) {
         let in_flight: usize = self.in_flight.values().map(|flight| flight.items.len()).sum();
         self.counters.detection_waiting.set((self.queue.observations() + in_flight) as u64);
+        self.sweep.handle().hold(self.queue.len() > QUEUE_HOLD);
         let mut shared = lock(&self.shared);
         shared.worker_pid = self.pool.pid();
         shared.queue_length = self.queue.len() + self.in_flight.len() + self.rescans.told().len();
@@ -420,16 +440,23 @@ impl Running {
         let (key, file) = (FileKey::of(&stat), events::file(&stat));
         let began_ns = Moment::now().unix_ns;
         let rules_version = self.pool.rules_version().to_owned();
-        if next.items.iter().all(may_be_cached)
-            && let Some(known) =
-                self.cache.get(&key, &self.hashes.current().version_with(&rules_version), began_ns)
+        // Here files come from any namespace: anybody may have mounted an overlay in one.
+        let trusted = filesystem::word(&next.file) == Word::Kept;
+        let ask = next.items.iter().all(may_be_cached);
+        if trusted && !ask {
+            self.verdicts.forget(&key);
+        }
+        let version = self.hashes.current().version_with(&rules_version);
+        if trusted
+            && ask
+            && let Some(known) = self.verdicts.get(&key, &version, began_ns)
         {
             self.counters.detection_cached.one();
             return self.conclude(next.items, file, recalled(known), &rules_version, Fate::Looked);
         }
         self.last_id += 1;
-        self.in_flight
-            .insert(self.last_id, InFlight { key, file, items: next.items, began_ns, again: false });
+        let flight = InFlight { key, file, items: next.items, began_ns, again: false, trusted };
+        self.in_flight.insert(self.last_id, flight);
         let outputs = self.pool.submit(self.last_id, next.file, now);
         self.settle(outputs);
     }
@@ -484,7 +511,9 @@ impl Running {
             self.counters.detection_scanned.one();
             if let Ok(after) = rustix::fs::fstat(&done.file) {
                 let after = FileKey::of(&after);
-                self.cache.put(&flight.key, &after, flight.began_ns, &version, scan);
+                if flight.trusted {
+                    self.verdicts.put(&flight.key, &after, flight.began_ns, &version, scan);
+                }
                 if scan.stable {
                     self.concluded.put(&flight.key, &after, flight.began_ns, &version);
                 }
@@ -538,9 +567,7 @@ impl Running {
             return;
         }
         self.announced = Some(loaded.version.clone());
-        if let (Some(memory), Some(compiled)) = (&self.memory, self.pool.compiled()) {
-            memory.use_rules(compiled);
-        }
+        self.tell_others();
         let problems = loaded.problems.iter().filter(|problem| problem.error).map(|problem| {
             format!("{}:{}:{}: {}", problem.file, problem.line, problem.column, problem.message)
         });
@@ -584,6 +611,18 @@ impl Running {
             }
         }
         lock(&self.shared).hashes = lists;
+        self.tell_others();
+    }
+
+    /// The scanners of memory and of the sweep use what this one uses.
+    fn tell_others(&self) {
+        let Some(rules) = self.pool.compiled() else { return };
+        if let Some(memory) = &self.memory {
+            memory.use_rules(rules.clone());
+        }
+        if rules.loaded.rules > 0 || self.hashes.current().wanted() != 0 {
+            self.sweep.handle().sweep_against(Against { rules, hashes: self.hashes.current().clone() });
+        }
     }
 
     fn reload(&mut self, sources: &RuleSources) {

@@ -12,6 +12,23 @@ pub fn give_way() {
     }
 }
 
+/// Nice value of work that may take days.
+#[cfg(target_os = "linux")]
+const NICE_LAST: i32 = 19;
+
+/// Only what nobody else wants, also for threads and processes that this thread starts. What is refused is only less
+/// polite.
+#[cfg(target_os = "linux")]
+pub fn last_in_line() {
+    if let Err(error) = super::schedule::nice(NICE_LAST).and_then(|()| super::schedule::idle_io()) {
+        tracing::debug!(%error, "could not lower the priority of a thread");
+    }
+}
+
+/// Elsewhere threads have no priorities of their own that are known here.
+#[cfg(not(target_os = "linux"))]
+pub fn last_in_line() {}
+
 /// Elsewhere threads have no priorities of their own that are known here.
 #[cfg(not(target_os = "linux"))]
 pub fn give_way() {}

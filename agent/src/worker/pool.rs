@@ -256,6 +256,12 @@ impl Pool {
         }
     }
 
+    /// Above it only head and tail of a file are scanned. Bytes.
+    #[must_use]
+    pub fn size_max_bytes(&self) -> u64 {
+        self.settings.size_max_bytes
+    }
+
     /// Files that are not tried again.
     #[must_use]
     pub fn poison(&self) -> &Poison {
@@ -507,7 +513,8 @@ impl Pool {
         while let Some(jobs) = self.flight.next(now) {
             let timeout_ms = u64::try_from(self.settings.timeout.as_millis()).unwrap_or(u64::MAX);
             let (size_max_bytes, digests) = (self.settings.size_max_bytes, self.settings.digests);
-            let request = |job: &Job<Payload>| ScanRequest { id: job.id, size_max_bytes, timeout_ms, digests };
+            let request =
+                |job: &Job<Payload>| ScanRequest { id: job.id, size_max_bytes, timeout_ms, digests };
             let requests = jobs.iter().map(request).collect();
             let files: Vec<BorrowedFd<'_>> = jobs.iter().map(|job| job.payload.0.as_fd()).collect();
             if process.scan(requests, &files).is_err() {

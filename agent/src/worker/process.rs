@@ -96,6 +96,20 @@ impl Launcher {
         Ok(Self { program, violation: Violation::Deny, scratch: None, patience: PATIENCE })
     }
 
+    /// Another one for the same program.
+    ///
+    /// # Errors
+    /// There is no descriptor to be had.
+    pub fn try_clone(&self) -> Result<Self> {
+        let program = self.program.try_clone().context("could not share the scanner's program")?;
+        Ok(Self {
+            program,
+            violation: self.violation,
+            scratch: self.scratch.clone(),
+            patience: self.patience,
+        })
+    }
+
     /// What a call that is not allowed does to the worker.
     #[must_use]
     pub fn with_violation(self, violation: Violation) -> Self {

@@ -14,7 +14,7 @@ pub type Made = Result<Hashes, String>;
 /// The lists in use, and those that are wanted.
 #[derive(Debug)]
 pub struct Keeper {
-    current: Hashes,
+    current: Arc<Hashes>,
     wanted: Option<HashSources>,
     building: Option<Arc<AtomicBool>>,
     refused: Option<String>,
@@ -25,13 +25,8 @@ impl Keeper {
     /// Without lists; starts to make those that are named.
     #[must_use]
     pub fn new(sources: HashSources) -> Self {
-        let mut keeper = Self {
-            current: Hashes::default(),
-            wanted: None,
-            building: None,
-            refused: None,
-            made: bounded(1),
-        };
+        let mut keeper =
+            Self { current: Arc::default(), wanted: None, building: None, refused: None, made: bounded(1) };
         if !sources.files.is_empty() {
             keeper.want(sources);
         }
@@ -40,7 +35,7 @@ impl Keeper {
 
     /// Those in use.
     #[must_use]
-    pub fn current(&self) -> &Hashes {
+    pub fn current(&self) -> &Arc<Hashes> {
         &self.current
     }
 
@@ -68,7 +63,7 @@ impl Keeper {
         }
         match made {
             Ok(hashes) => {
-                (self.current, self.refused) = (hashes, None);
+                (self.current, self.refused) = (Arc::new(hashes), None);
                 Some(Ok(&self.current))
             }
             Err(error) => Some(Err(self.refused.insert(error))),

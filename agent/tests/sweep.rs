@@ -1,0 +1,454 @@
+//! Sweeps as they really run: `scan` with its cache, budget and silent file systems, and the daemon's sweep. Real
+//! files, the real worker; the verdict table lies on a real file system.
+
+#![cfg(target_os = "linux")]
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use tempfile::TempDir;
+use vidette_agent::detection::rules::RuleSources;
+use vidette_agent::detection::sweep::budget::time_of;
+use vidette_agent::detection::sweep::schedule::{Plan, Snapshot};
+use vidette_agent::detection::verdicts::Place;
+use vidette_agent::detection::walk::Scope;
+use vidette_agent::detection::{self, Config, Detection, EVENTS_QUEUE_MAX};
+use vidette_agent::host::Host;
+use vidette_agent::sensors::{OBSERVATIONS_QUEUE_MAX, Observation};
+use vidette_agent::telemetry::Counters;
+use vidette_agent::worker::process::Launcher;
+use vidette_protocol::wire::{self, Trigger, event::Kind};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_vidette-agent");
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(120);
+const MARKER: &str = "vidette-sweep-marker";
+const RULES: &str = r#"rule marker { strings: $a = "vidette-sweep-marker" condition: $a }"#;
+/// Files that nobody changes and every development machine has.
+const OLD_TREES: [&str; 3] = ["/usr/include", "/usr/share/zoneinfo", "/usr/share/doc"];
+
+struct World {
+    folder: TempDir,
+    root: PathBuf,
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        fs::create_dir(root.join("tree")).unwrap();
+        fs::write(root.join("rules.yar"), RULES).unwrap();
+        Self { folder, root }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    fn scan(&self, args: &[&str], path: &Path) -> Command {
+        let mut command = Command::new(AGENT);
+        command.args(["scan", "--no-builtin-rules", "--rules"]).arg(self.at("rules.yar"));
+        command.arg("--cache").arg(self.at("cache")).args(args).arg(path);
+        command
+    }
+
+    fn run(&self, path: &Path) -> Outcome {
+        Outcome::of(&self.scan(&[], path).output().unwrap())
+    }
+}
+
+/// What `scan` said.
+#[derive(Debug)]
+struct Outcome {
+    code: Option<i32>,
+    out: String,
+    said: String,
+    scanned: u64,
+    known: u64,
+}
+
+impl Outcome {
+    fn of(output: &Output) -> Self {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let summary = said.lines().find(|line| line.contains(" MiB scanned in ")).unwrap_or_default();
+        let number = |text: &str| text.trim().split(' ').next().and_then(|number| number.parse().ok());
+        let scanned = number(summary).unwrap_or(0);
+        let known =
+            summary.split(" s, ").nth(1).filter(|rest| rest.contains("known to be clean")).and_then(number);
+        let out = String::from_utf8_lossy(&output.stdout).into_owned();
+        Self { code: output.status.code(), out, scanned, known: known.unwrap_or(0), said }
+    }
+
+    #[track_caller]
+    fn expect(&self, code: i32, scanned: u64, known: u64) {
+        assert_eq!((self.code, self.scanned, self.known), (Some(code), scanned, known), "{self:?}");
+    }
+}
+
+fn old_tree() -> &'static Path {
+    let settled = SystemTime::now() - Duration::from_secs(120);
+    let good =
+        |path: &&str| fs::metadata(path).is_ok_and(|data| data.modified().is_ok_and(|at| at < settled));
+    Path::new(OLD_TREES.iter().find(good).unwrap())
+}
+
+fn interrupt(child: &Child) {
+    let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+}
+
+/// Maps a file shared and makes its first page dirty; at each line it puts the marker there and says so.
+const MAPPER: &str = r#"
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+int main(int count, char **names) {
+    int file = open(names[1], O_RDWR);
+    char *page = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (page == MAP_FAILED) return 1;
+    char line[16];
+    page[100] = 'y';
+    puts("dirty"); fflush(stdout);
+    if (!fgets(line, sizeof line, stdin)) return 0;
+    memcpy(page, names[2], strlen(names[2]));
+    puts("written"); fflush(stdout);
+    return fgets(line, sizeof line, stdin) ? 0 : 0;
+}
+"#;
+
+struct Mapper {
+    child: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Mapper {
+    fn build(world: &World) -> PathBuf {
+        let (source, program) = (world.at("mapper.c"), world.at("mapper"));
+        fs::write(&source, MAPPER).unwrap();
+        assert!(Command::new("cc").arg("-o").arg(&program).arg(&source).status().unwrap().success());
+        program
+    }
+
+    fn start(program: &Path, file: &Path) -> Self {
+        let mut command = Command::new(program);
+        command.arg(file).arg(MARKER).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "dirty");
+        Self { child, lines }
+    }
+
+    fn write(&mut self) {
+        self.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        assert_eq!(self.lines.next().unwrap().unwrap(), "written");
+    }
+
+    fn end(mut self) {
+        drop(self.child.stdin.take());
+        self.child.wait().unwrap();
+    }
+}
+
+#[test]
+fn content_that_changes_without_its_times_or_within_a_tick_is_scanned_again() {
+    let world = World::new();
+    let mapper = Mapper::build(&world);
+    // Through a mapping whose page is dirty already: the times stay.
+    let mapped = world.at("tree/mapped");
+    fs::write(&mapped, [b'x'; 4096]).unwrap();
+    let mut running = Mapper::start(&mapper, &mapped);
+    let before = fs::metadata(&mapped).unwrap().modified().unwrap();
+    world.run(&mapped).expect(0, 1, 0);
+    running.write();
+    assert_eq!(fs::metadata(&mapped).unwrap().modified().unwrap(), before, "the times tell nothing");
+    world.run(&mapped).expect(1, 1, 0);
+    running.end();
+    // Within one tick of the clock that stamps files.
+    for round in 0..5 {
+        let file = world.at(&format!("tree/quick{round}"));
+        fs::write(&file, "x".repeat(MARKER.len())).unwrap();
+        let clean = world.scan(&[], &file).output().unwrap();
+        fs::write(&file, MARKER).unwrap();
+        Outcome::of(&clean).expect(0, 1, 0);
+        world.run(&file).expect(1, 1, 0);
+    }
+    // Known after it was left alone; then changed through a mapping, which the times tell.
+    let settled = world.at("tree/settled");
+    fs::write(&settled, [b'x'; 4096]).unwrap();
+    std::thread::sleep(Duration::from_secs(61));
+    world.run(&settled).expect(0, 1, 0);
+    world.run(&settled).expect(0, 0, 1);
+    let mut running = Mapper::start(&mapper, &settled);
+    running.write();
+    world.run(&settled).expect(1, 1, 0);
+    running.end();
+}
+
+#[test]
+fn an_unchanged_tree_is_not_opened_again_and_other_rules_look_anew() {
+    let (world, tree) = (World::new(), old_tree());
+    let first = world.run(tree);
+    assert!(first.scanned > 100 && first.known == 0 && first.code == Some(0), "{first:?}");
+    let again = world.run(tree);
+    again.expect(0, 0, first.scanned);
+    let output = world.scan(&["--no-cache"], tree).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot be used with"), "{output:?}");
+    fs::write(world.at("rules.yar"), format!("{RULES} rule more {{ condition: false }}")).unwrap();
+    world.run(tree).expect(0, first.scanned, 0);
+    // Damage is a miss.
+    fs::write(world.at("cache"), "x").unwrap();
+    world.run(tree).expect(0, first.scanned, 0);
+}
+
+#[test]
+fn mistakes_in_rules_are_told_each_time() {
+    let (world, tree) = (World::new(), old_tree());
+    fs::write(world.at("bad.yar"), "rule x { condition: }").unwrap();
+    let bad = world.at("bad.yar");
+    for _ in 0..2 {
+        let output = world.scan(&["--rules", bad.to_str().unwrap()], tree).output().unwrap();
+        let outcome = Outcome::of(&output);
+        assert!(
+            outcome.code == Some(2) && outcome.said.contains("bad.yar") && outcome.known == 0,
+            "{outcome:?}"
+        );
+    }
+}
+
+#[test]
+fn a_scan_that_is_stopped_goes_on_where_it_was() {
+    let (world, tree) = (World::new(), old_tree());
+    let mut command = world.scan(&["--cpu", "20"], tree);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    interrupt(&child);
+    let first = Outcome::of(&child.wait_with_output().unwrap());
+    assert!(first.said.contains("goes on from here") && first.code == Some(2), "{first:?}");
+    let rest = world.run(tree);
+    // A file that was scanned and not reported before the stop is known too.
+    assert!(rest.known >= first.scanned && first.scanned > 0 && rest.scanned > 0, "{first:?} {rest:?}");
+    world.run(tree).expect(0, 0, rest.known + rest.scanned);
+}
+
+#[test]
+fn the_budget_holds_over_seconds() {
+    let world = World::new();
+    let mut command = world.scan(&["--cpu", "25"], Path::new("/usr"));
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    let (begin, before) = (Instant::now(), with_children(child.id()));
+    std::thread::sleep(Duration::from_secs(6));
+    let (used, time) = (with_children(child.id()) - before, begin.elapsed());
+    interrupt(&child);
+    child.wait().unwrap();
+    let share = used.as_secs_f64() / time.as_secs_f64();
+    println!("{used:?} in {time:?}: {share:.3}");
+    assert!((0.05..0.40).contains(&share), "{share}");
+}
+
+fn with_children(pid: u32) -> Duration {
+    let children = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let children = children.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let pids: Vec<u32> = children
+        .flat_map(|text| text.split(' ').filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect();
+    time_of(pid).unwrap() + pids.into_iter().filter_map(time_of).sum::<Duration>()
+}
+
+/// A FUSE file system whose daemon never reads a request, in a mount namespace of its own.
+#[test]
+fn a_file_system_that_does_not_answer_is_left_and_the_rest_goes_on() {
+    let world = World::new();
+    for name in ["tree/a-silent", "tree/b-other", "tree/c"] {
+        fs::create_dir(world.at(name)).unwrap();
+    }
+    fs::write(world.at("tree/c/clean"), "x").unwrap();
+    let script = r#"
+        exec 9<>/dev/fuse
+        mount -i -t fuse -o fd=9,rootmode=40000,user_id=0,group_id=0 none tree/a-silent
+        mount -t tmpfs none tree/b-other
+        echo "$MARKER" > tree/b-other/bad
+        scan() { code=0; "$AGENT" scan --no-builtin-rules --rules rules.yar --no-cache "$@" 9<&- || code=$?; echo "code $code"; }
+        scan tree
+        scan --cross-filesystems tree
+        scan tree/a-silent tree/c
+    "#;
+    let output = Command::new("unshare")
+        .args(["-m", "sh", "-ec", script])
+        .env("AGENT", AGENT)
+        .env("MARKER", MARKER)
+        .current_dir(&world.root)
+        .output()
+        .unwrap();
+    let outcome = Outcome::of(&output);
+    let codes: Vec<&str> = outcome.out.lines().filter(|line| line.starts_with("code")).collect();
+    assert_eq!(codes, ["code 0", "code 1", "code 2"], "{outcome:?}");
+    assert!(outcome.out.contains("tree/b-other/bad"), "{outcome:?}");
+    assert_eq!(
+        outcome.said.matches("tree/a-silent: its file system did not answer").count(),
+        2,
+        "{outcome:?}"
+    );
+    assert_eq!(outcome.said.matches("1 file systems left").count(), 2, "{outcome:?}");
+}
+
+struct Stage {
+    world: World,
+    detection: Detection,
+    input: Sender<Observation>,
+    events: Receiver<wire::Event>,
+}
+
+impl Stage {
+    fn start(world: World, sweep: Plan) -> Self {
+        let (input, observations) = bounded(OBSERVATIONS_QUEUE_MAX);
+        let (out, events) = bounded(EVENTS_QUEUE_MAX);
+        let config = Config {
+            host: Host::read(),
+            rules: RuleSources { builtin: false, files: vec![world.at("rules.yar")] },
+            size_max_bytes: 1 << 20,
+            scan_timeout: Duration::from_secs(60),
+            scans_parallel: 2,
+            telemetry: true,
+            launcher: Launcher::of(Path::new(AGENT)).unwrap(),
+            scope: Scope::default(),
+            verdicts: Place { path: Some(world.at("verdicts.cache")), ..Default::default() },
+            sweep,
+        };
+        let detection = detection::start(config, Arc::new(Counters::default()), observations, out).unwrap();
+        Self { world, detection, input, events }
+    }
+
+    /// The next events up to the one that says how a sweep ended: paths of detections, and that event.
+    fn swept(&self) -> (Vec<String>, wire::Audit) {
+        let mut found = Vec::new();
+        loop {
+            match self.events.recv_timeout(PATIENCE).unwrap().kind {
+                Some(Kind::Audit(audit)) if audit.action == "sweep-ended" => return (found, audit),
+                Some(Kind::Detection(detection)) => {
+                    assert_eq!(detection.trigger(), Trigger::Sweep);
+                    found.push(String::from_utf8_lossy(&detection.file.unwrap().path).into_owned());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn sweep(&self) -> Snapshot {
+        self.detection.state().sweep
+    }
+
+    fn end(self) -> (World, Vec<wire::Event>) {
+        drop(self.input);
+        let mut events = Vec::new();
+        while let Ok(event) = self.events.recv_timeout(PATIENCE) {
+            events.push(event);
+        }
+        self.detection.join();
+        (self.world, events)
+    }
+}
+
+fn plan(world: &World, roots: &[&Path], cpu_percent: u32) -> Plan {
+    let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
+    Plan {
+        after_rules_change: true,
+        cpu_percent,
+        scope: Scope {
+            roots: roots.iter().map(|path| bytes(path)).collect(),
+            exclude: vec![bytes(&world.at("tree/left-out"))],
+        },
+        state: Some(world.root.clone()),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn the_daemon_sweeps_at_first_after_new_rules_and_when_asked() {
+    let world = World::new();
+    fs::create_dir(world.at("tree/left-out")).unwrap();
+    for name in ["tree/bad", "tree/left-out/bad"] {
+        fs::write(world.at(name), MARKER).unwrap();
+    }
+    let bad = world.at("tree/bad").to_str().unwrap().to_owned();
+    let (tree, old) = (world.at("tree"), old_tree());
+    let plan = plan(&world, &[&tree, old], 0);
+    let stage = Stage::start(world, plan.clone());
+    let (found, ended) = stage.swept();
+    assert_eq!(
+        (found.as_slice(), ended.outcome.as_str()),
+        ([bad.clone()].as_slice(), "success"),
+        "{ended:?}"
+    );
+    let shown = stage.sweep();
+    assert!(
+        !shown.running && shown.sweeps == 1 && shown.finished_unix_ns > 0 && shown.matched == 1,
+        "{shown:?}"
+    );
+    assert!(shown.files > 100 && shown.known == 0, "{shown:?}");
+    // The same again: only what matched is opened.
+    stage.detection.sweep();
+    let (found, _) = stage.swept();
+    let again = stage.sweep();
+    assert_eq!((found, again.files, again.known), (vec![bad.clone()], shown.files, shown.files - 1));
+    // Other rules: everything.
+    fs::write(stage.world.at("rules.yar"), format!("{RULES} rule more {{ condition: false }}")).unwrap();
+    let rules = RuleSources { builtin: false, files: vec![stage.world.at("rules.yar")] };
+    stage.detection.reload_rules(rules);
+    let (found, ended) = stage.swept();
+    assert_eq!((found, stage.sweep().known), (vec![bad], 0), "{ended:?}");
+    let (world, _) = stage.end();
+    // After a restart it is remembered.
+    let stage = Stage::start(world, plan);
+    let begin = Instant::now();
+    while stage.detection.state().rules_count == 0 {
+        assert!(begin.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!((stage.sweep().sweeps, stage.sweep().running), (0, false));
+    assert!(stage.sweep().finished_unix_ns > 0);
+    stage.detection.sweep();
+    let _ = stage.swept();
+    assert_eq!(stage.sweep().known, again.known, "verdicts outlive a restart");
+    let (world, _) = stage.end();
+    drop(world.folder);
+}
+
+#[test]
+fn a_sweep_that_is_stopped_ends_at_once_and_goes_on_after_a_restart() {
+    let world = World::new();
+    let old = old_tree();
+    let slow = plan(&world, &[old], 10);
+    let fast = plan(&world, &[old], 0);
+    let stage = Stage::start(world, slow);
+    let begin = Instant::now();
+    while stage.sweep().scanned < 20 {
+        assert!(begin.elapsed() < PATIENCE, "{:?}", stage.sweep());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(stage.sweep().running);
+    let begin = Instant::now();
+    let (world, events) = stage.end();
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    let ended = events.iter().find_map(|event| match &event.kind {
+        Some(Kind::Audit(audit)) if audit.action == "sweep-ended" => Some(audit),
+        _ => None,
+    });
+    assert!(
+        ended.is_some_and(|audit| audit.outcome == "failure" && audit.detail.contains("whole=false")),
+        "{ended:?}"
+    );
+    let stage = Stage::start(world, fast);
+    let (_, ended) = stage.swept();
+    let shown = stage.sweep();
+    assert!(shown.known >= 19 && shown.scanned > 0 && ended.outcome == "success", "{shown:?} {ended:?}");
+    stage.end();
+}

@@ -131,7 +131,7 @@ struct Scan {
     progress: Progress,
     figures: Arc<Figures>,
     rules_version: String,
-    /// The rules have mistakes: nothing is kept, so that they are heard of the next time too.
+    /// What is clean is kept for the next time.
     keeps: bool,
 }
 
@@ -200,7 +200,8 @@ fn prepare(args: &Args, stop: &Stop) -> Result<(Scan, Engine)> {
     };
     let keeps = verdicts.is_some();
     let io_bytes_per_s = args.io.unwrap_or(0) * 1_000_000;
-    let engine = Engine::new(settings, Plan { options, io_bytes_per_s, verdicts }, gate);
+    let engine =
+        Engine::new(settings, Plan { options, io_bytes_per_s, verdicts, keeps_with_mistakes: false }, gate);
     let figures = engine.figures();
     let host = Host::read();
     Ok((Scan { host, json: args.json, totals, progress, figures, rules_version, keeps }, engine))
@@ -248,6 +249,7 @@ impl Scan {
             Output::Loaded(loaded) => {
                 for problem in loaded.problems.iter().filter(|problem| problem.error) {
                     self.totals.bad_rules += 1;
+                    self.keeps = false;
                     let message = escape::terminal(problem.message.as_bytes());
                     self.say(&format!(
                         "{}:{}: {message}; this file's rules are left out",

@@ -46,6 +46,9 @@ pub struct Plan {
     pub io_bytes_per_s: u64,
     /// What is known; none asks and keeps nothing.
     pub verdicts: Option<Arc<Verdicts>>,
+    /// Keep verdicts though some rules could not be compiled, because others tell of that; else such a sweep keeps
+    /// nothing, and the next one loads the rules, and tells of it, again.
+    pub keeps_with_mistakes: bool,
 }
 
 /// What the engine says.
@@ -125,6 +128,7 @@ pub struct Engine {
     size_max_bytes: u64,
     submitted: u64,
     loaded: bool,
+    keeps: bool,
 }
 
 impl Engine {
@@ -150,6 +154,7 @@ impl Engine {
             size_max_bytes,
             submitted: 0,
             loaded: false,
+            keeps: true,
         }
     }
 
@@ -319,11 +324,13 @@ impl Engine {
         for output in outputs {
             match output {
                 Output::Done(done) => self.done(*done, said)?,
-                output @ Output::Loaded(_) => {
+                Output::Loaded(loaded) => {
                     self.loaded = true;
+                    let mistakes = loaded.problems.iter().any(|problem| problem.error);
+                    self.keeps = !mistakes || self.plan.keeps_with_mistakes;
                     // What compiling took is no part of the budget.
                     self.worker_time.lap(self.pool.pid());
-                    said(Said::Worker(output))?;
+                    said(Said::Worker(Output::Loaded(loaded)))?;
                 }
                 output @ (Output::Started(_)
                 | Output::RulesRefused { .. }
@@ -341,6 +348,7 @@ impl Engine {
     ) -> anyhow::Result<()> {
         let Some(flying) = self.in_flight.remove(&done.id) else { return Ok(()) };
         if flying.trusted
+            && self.keeps
             && let Outcome::Scanned(scan) = &done.outcome
             && let Some(verdicts) = &self.plan.verdicts
             && let Ok(after) = rustix::fs::fstat(&done.file)

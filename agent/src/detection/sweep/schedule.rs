@@ -247,10 +247,8 @@ impl Thread {
                 Ok(rules) => {
                     let ended = self.sweep(&rules);
                     jitter = self.jitter();
-                    not_before = matches!(ended, Err(())).then(|| Instant::now() + RETRY_TIME);
-                    if ended == Ok(Ended::Whole) {
-                        last = Some(self.remember(rules.version()));
-                    }
+                    not_before = ended.is_err().then(|| Instant::now() + RETRY_TIME);
+                    last = ended.ok().flatten().or(last);
                     continue;
                 }
                 Err(pause) => pause,
@@ -313,8 +311,8 @@ impl Thread {
         last
     }
 
-    /// One sweep; `Err` when it could not be done.
-    fn sweep(&self, rules: &RuleSet) -> Result<Ended, ()> {
+    /// One sweep: when it ended, if it was whole; `Err` when it could not be done.
+    fn sweep(&self, rules: &RuleSet) -> Result<Option<Last>, ()> {
         let gate = Arc::new(Gate::new(self.stop.clone(), self.setup.plan.cpu_percent));
         let (mut report, began, began_at) = (Report::default(), Instant::now(), Moment::now());
         self.tell(self.audit("sweep-began", true, &format!("rules={}", rules.version())));
@@ -333,13 +331,14 @@ impl Thread {
         let took_ms = milliseconds(began.elapsed());
         self.ended(&report, took_ms);
         let whole = matches!(outcome, Ok(Ended::Whole));
+        let last = whole.then(|| self.remember(rules.version()));
         let mut detail = report.detail(rules.version(), took_ms, milliseconds(gate.used()), whole);
         if let Err(error) = &outcome {
             detail.push_str(&format!(" error={}", escape::terminal(format!("{error:#}").as_bytes())));
         }
         tracing::info!(detail, "swept");
         self.tell(self.audit("sweep-ended", whole, &detail));
-        outcome.map_err(drop)
+        outcome.map(|_| last).map_err(drop)
     }
 
     fn ended(&self, report: &Report, took_ms: u64) {
@@ -365,7 +364,12 @@ impl Thread {
             exclude: setup.plan.scope.exclude.clone(),
         };
         let io_bytes_per_s = setup.plan.io_bytes_per_s;
-        let plan = engine::Plan { options, io_bytes_per_s, verdicts: Some(setup.verdicts.clone()) };
+        let plan = engine::Plan {
+            options,
+            io_bytes_per_s,
+            verdicts: Some(setup.verdicts.clone()),
+            keeps_with_mistakes: true,
+        };
         Ok(Engine::new(settings, plan, gate.clone()))
     }
 

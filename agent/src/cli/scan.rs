@@ -131,6 +131,8 @@ struct Scan {
     progress: Progress,
     figures: Arc<Figures>,
     rules_version: String,
+    /// As they were typed.
+    named: Vec<PathBuf>,
     /// What is clean is kept for the next time.
     keeps: bool,
 }
@@ -204,7 +206,19 @@ fn prepare(args: &Args, stop: &Stop) -> Result<(Scan, Engine)> {
         Engine::new(settings, Plan { options, io_bytes_per_s, verdicts, keeps_with_mistakes: false }, gate);
     let figures = engine.figures();
     let host = Host::read();
-    Ok((Scan { host, json: args.json, totals, progress, figures, rules_version, keeps }, engine))
+    Ok((
+        Scan {
+            host,
+            json: args.json,
+            totals,
+            progress,
+            figures,
+            rules_version,
+            named: args.paths.clone(),
+            keeps,
+        },
+        engine,
+    ))
 }
 
 /// What is known from earlier scans. Without it everything is scanned, which is slower and no worse.
@@ -294,7 +308,13 @@ impl Scan {
 
     fn unreadable(&mut self, path: &[u8], error: &str) -> Result<()> {
         self.totals.unreadable += 1;
-        self.failed(path, &format!("could not read it: {error}"))
+        if self.json {
+            return self.failed(path, &format!("could not read it: {error}"));
+        }
+        let named = self.named.iter().any(|named| named.as_os_str().as_encoded_bytes() == path);
+        let what = if named { "scan" } else { "read" };
+        self.say(&format!("could not {what} {}: {error}", escape::terminal(path)));
+        Ok(())
     }
 
     fn failed(&mut self, path: &[u8], reason: &str) -> Result<()> {

@@ -2,9 +2,9 @@
 //! no link followed unless asked, nothing but regular files opened. Not recursive: a hostile tree is as deep as it
 //! likes.
 //!
-//! A file whose state is known to be clean is not opened. Other file systems are handed out as [`Found::Boundary`],
+//! A file whose state is known to be clean is not opened. Other file systems are handed out as `Found::Boundary`,
 //! looked at without asking them anything (statx(2), AT_STATX_DONT_SYNC), so that one that does not answer holds up
-//! its own walk only. Runs on a thread that may be given up; [`Progress`] tells others where it is.
+//! its own walk only. Runs on a thread that may be given up; `Progress` tells others where it is.
 
 use super::budget::{Gate, ThreadTime};
 use super::{Cross, Options};

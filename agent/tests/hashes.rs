@@ -52,15 +52,11 @@ impl Stage {
             scans_parallel: 2,
             telemetry: true,
             launcher: Launcher::of(Path::new(AGENT)).unwrap(),
-            poison: Poison::default(),
-            memory: None,
-            verdicts: Place::default(),
-            sweep: Plan::default(),
             poison: Default::default(),
-        memory: None,
-        verdicts: Default::default(),
-        sweep: Default::default(),
-        scope: Scope::default(),
+            memory: None,
+            verdicts: Default::default(),
+            sweep: Default::default(),
+            scope: Scope::default(),
         };
         let detection = detection::start(config, counters.clone(), observations, out).unwrap();
         let stage = Self { folder, detection, input, events, counters };

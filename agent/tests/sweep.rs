@@ -94,7 +94,7 @@ impl Outcome {
 fn old_tree() -> &'static Path {
     let settled = SystemTime::now() - Duration::from_secs(120);
     let good =
-        |path: &&str| fs::metadata(path).is_ok_and(|data| data.modified().is_ok_and(|at| at < settled));
+        |path: &&&str| fs::metadata(**path).is_ok_and(|data| data.modified().is_ok_and(|at| at < settled));
     Path::new(OLD_TREES.iter().find(good).unwrap())
 }
 
@@ -201,7 +201,9 @@ fn an_unchanged_tree_is_not_opened_again_and_other_rules_look_anew() {
     let output = world.scan(&["--no-cache"], tree).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot be used with"), "{output:?}");
     fs::write(world.at("rules.yar"), format!("{RULES} rule more {{ condition: false }}")).unwrap();
-    world.run(tree).expect(0, first.scanned, 0);
+    let other = world.run(tree);
+    // Of several files with one content the first is scanned.
+    assert!(other.scanned + other.known == first.scanned && other.known < other.scanned, "{other:?}");
     // Damage is a miss.
     fs::write(world.at("cache"), "x").unwrap();
     world.run(tree).expect(0, first.scanned, 0);
@@ -313,12 +315,15 @@ impl Stage {
         let config = Config {
             host: Host::read(),
             rules: RuleSources { builtin: false, files: vec![world.at("rules.yar")] },
-            size_max_bytes: 1 << 20,
+            size_max_bytes: 64 << 20,
             scan_timeout: Duration::from_secs(60),
             scans_parallel: 2,
             telemetry: true,
             launcher: Launcher::of(Path::new(AGENT)).unwrap(),
             scope: Scope::default(),
+            hashes: Default::default(),
+            memory: None,
+            poison: Default::default(),
             verdicts: Place { path: Some(world.at("verdicts.cache")), ..Default::default() },
             sweep,
         };
@@ -403,7 +408,8 @@ fn the_daemon_sweeps_at_first_after_new_rules_and_when_asked() {
     let rules = RuleSources { builtin: false, files: vec![stage.world.at("rules.yar")] };
     stage.detection.reload_rules(rules);
     let (found, ended) = stage.swept();
-    assert_eq!((found, stage.sweep().known), (vec![bad], 0), "{ended:?}");
+    assert_eq!(found, [bad]);
+    assert!(stage.sweep().known < shown.files / 2, "{ended:?}");
     let (world, _) = stage.end();
     // After a restart it is remembered.
     let stage = Stage::start(world, plan);

@@ -140,7 +140,9 @@ struct Scan {
     progress: Progress,
     figures: Arc<Figures>,
     rules_version: String,
-    /// The rules have mistakes: nothing is kept, so that they are heard of the next time too.
+    /// As they were typed.
+    named: Vec<PathBuf>,
+    /// What is clean is kept for the next time.
     keeps: bool,
     /// There are hash lists, so that nothing needs rules.
     lists: bool,
@@ -219,11 +221,22 @@ fn prepare(args: &Args, stop: &Stop) -> Result<(Scan, Engine)> {
     }
     let (keeps, lists) = (verdicts.is_some(), hashes.wanted() != 0);
     let io_bytes_per_s = args.io.unwrap_or(0) * 1_000_000;
-    let plan = Plan { options, io_bytes_per_s, verdicts, hashes: Arc::new(hashes) };
+    let plan =
+        Plan { options, io_bytes_per_s, verdicts, hashes: Arc::new(hashes), keeps_with_mistakes: false };
     let engine = Engine::new(Pool::new(settings), plan, gate);
-    let figures = engine.figures();
-    let host = Host::read();
-    Ok((Scan { host, json: args.json, totals, progress, figures, rules_version, keeps, lists }, engine))
+    let (figures, named) = (engine.figures(), args.paths.clone());
+    let scan = Scan {
+        host: Host::read(),
+        json: args.json,
+        totals,
+        progress,
+        figures,
+        rules_version,
+        named,
+        keeps,
+        lists,
+    };
+    Ok((scan, engine))
 }
 
 /// What is known from earlier scans. Without it everything is scanned, which is slower and no worse.
@@ -268,6 +281,7 @@ impl Scan {
             Output::Loaded(loaded) => {
                 for problem in loaded.problems.iter().filter(|problem| problem.error) {
                     self.totals.bad_rules += 1;
+                    self.keeps = false;
                     let message = escape::terminal(problem.message.as_bytes());
                     self.say(&format!(
                         "{}:{}: {message}; this file's rules are left out",
@@ -312,7 +326,13 @@ impl Scan {
 
     fn unreadable(&mut self, path: &[u8], error: &str) -> Result<()> {
         self.totals.unreadable += 1;
-        self.failed(path, &format!("could not read it: {error}"))
+        if self.json {
+            return self.failed(path, &format!("could not read it: {error}"));
+        }
+        let named = self.named.iter().any(|named| named.as_os_str().as_encoded_bytes() == path);
+        let what = if named { "scan" } else { "read" };
+        self.say(&format!("could not {what} {}: {error}", escape::terminal(path)));
+        Ok(())
     }
 
     fn failed(&mut self, path: &[u8], reason: &str) -> Result<()> {

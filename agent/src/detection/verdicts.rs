@@ -30,8 +30,10 @@ pub const FILES_DEFAULT: u64 = 1_000_000;
 pub const FILES_RANGE: std::ops::RangeInclusive<u64> = 1_000..=100_000_000;
 /// Files that are known to match; each with its matches, up to 96 KiB.
 pub const MATCHED_MAX: usize = 128;
-/// Times younger than this are not trusted. Nanoseconds.
+/// Times younger than this are not trusted for a clean verdict. Nanoseconds.
 pub const YOUNG_NS: i64 = 60_000_000_000;
+/// The same for one that matched, where a mistake is an alert too many: granularity of the clock alone. Nanoseconds.
+pub const YOUNG_MATCHED_NS: i64 = 2_000_000_000;
 
 /// Where verdicts are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,7 +101,7 @@ impl Verdicts {
     /// bytes, mostly.
     #[must_use]
     pub fn known_clean(&self, key: &FileKey, rules_version: &str, now_ns: i64) -> Option<[u8; 32]> {
-        if !is_settled(key, now_ns) {
+        if !is_settled(key, now_ns, YOUNG_NS) {
             return None;
         }
         let table = self.table.as_ref()?;
@@ -119,7 +121,7 @@ impl Verdicts {
     /// The digest of a file in this state, whatever the rules.
     #[must_use]
     pub fn digest(&self, key: &FileKey, now_ns: i64) -> Option<[u8; 32]> {
-        let table = self.table.as_ref().filter(|_| is_settled(key, now_ns))?;
+        let table = self.table.as_ref().filter(|_| is_settled(key, now_ns, YOUNG_NS))?;
         table.get(Region::Files, &bytes_of(key)).map(|entry| entry.digest)
     }
 
@@ -136,7 +138,7 @@ impl Verdicts {
         if let Some(digest) = self.known_clean(key, rules_version, now_ns) {
             return Some(Known::Clean(digest));
         }
-        if !is_settled(key, now_ns) {
+        if !is_settled(key, now_ns, YOUNG_MATCHED_NS) {
             return None;
         }
         let mut matched = self.matched();
@@ -148,21 +150,23 @@ impl Verdicts {
     /// asked for. The caller vouches for the file system.
     pub fn put(&self, before: &FileKey, after: &FileKey, began_ns: i64, rules_version: &str, scan: &Scan) {
         let whole = scan.detail.is_empty() && scan.scanned_bytes == before.size;
-        if !(before == after && scan.stable && whole && is_settled(before, began_ns)) {
+        if !(before == after && scan.stable && whole) {
             return;
         }
         let Some(digest) = scan.blake3 else { return };
         match scan.verdict {
-            Verdict::Clean => {
+            Verdict::Clean if is_settled(before, began_ns, YOUNG_NS) => {
                 let Some(table) = &self.table else { return };
                 let entry = Entry { digest, version: version_of(rules_version) };
                 table.put(Region::Files, &bytes_of(before), &entry, began_ns);
                 table.put(Region::Digests, &digest, &entry, began_ns);
             }
-            Verdict::Matched => {
+            Verdict::Matched if is_settled(before, began_ns, YOUNG_MATCHED_NS) => {
                 self.matched().insert(*before, (rules_version.to_owned(), Arc::new(scan.clone())));
             }
-            Verdict::TooLarge
+            Verdict::Clean
+            | Verdict::Matched
+            | Verdict::TooLarge
             | Verdict::TimedOut
             | Verdict::Failed
             | Verdict::NotScanned
@@ -184,8 +188,8 @@ impl Verdicts {
     }
 }
 
-fn is_settled(key: &FileKey, now_ns: i64) -> bool {
-    key.ctime_ns.max(key.mtime_ns) <= now_ns.saturating_sub(YOUNG_NS)
+fn is_settled(key: &FileKey, now_ns: i64, young_ns: i64) -> bool {
+    key.ctime_ns.max(key.mtime_ns) <= now_ns.saturating_sub(young_ns)
 }
 
 fn bytes_of(key: &FileKey) -> [u8; 40] {
@@ -321,7 +325,8 @@ mod tests {
 
     #[test]
     fn what_is_not_certain_is_not_kept() {
-        let cases: [(&str, FileKey, i64, Scan); 6] = [
+        let cases: [(&str, FileKey, i64, Scan); 7] = [
+            ("young match", key(1), 11 * SECOND, scan(Verdict::Matched, 1)),
             (
                 "changed while read",
                 FileKey { ctime_ns: 11 * SECOND, ..key(1) },

@@ -49,6 +49,9 @@ pub struct Plan {
     pub verdicts: Option<Arc<Verdicts>>,
     /// Lists that files are looked up in.
     pub hashes: Arc<Hashes>,
+    /// Keep verdicts though some rules could not be compiled, because others tell of that; else such a sweep keeps
+    /// nothing, and the next one loads the rules, and tells of it, again.
+    pub keeps_with_mistakes: bool,
 }
 
 /// What the engine says.
@@ -128,6 +131,7 @@ pub struct Engine {
     size_max_bytes: u64,
     submitted: u64,
     loaded: bool,
+    keeps: bool,
 }
 
 impl Engine {
@@ -154,6 +158,7 @@ impl Engine {
             size_max_bytes,
             submitted: 0,
             loaded: false,
+            keeps: true,
         }
     }
 
@@ -324,11 +329,13 @@ impl Engine {
         for output in outputs {
             match output {
                 Output::Done(done) => self.done(*done, said)?,
-                output @ Output::Loaded(_) => {
+                Output::Loaded(loaded) => {
                     self.loaded = true;
+                    let mistakes = loaded.problems.iter().any(|problem| problem.error);
+                    self.keeps = !mistakes || self.plan.keeps_with_mistakes;
                     // What compiling took is no part of the budget.
                     self.worker_time.lap(self.pool.pid());
-                    said(Said::Worker(output))?;
+                    said(Said::Worker(Output::Loaded(loaded)))?;
                 }
                 output @ (Output::Started(_)
                 | Output::RulesRefused { .. }
@@ -347,6 +354,7 @@ impl Engine {
         let Some(flying) = self.in_flight.remove(&done.id) else { return Ok(()) };
         done.outcome = self.plan.hashes.judge(done.outcome);
         if flying.trusted
+            && self.keeps
             && let Outcome::Scanned(scan) = &done.outcome
             && let Some(verdicts) = &self.plan.verdicts
             && let Ok(after) = rustix::fs::fstat(&done.file)

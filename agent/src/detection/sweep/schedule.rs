@@ -266,10 +266,8 @@ impl Thread {
                 Ok(against) => {
                     let ended = self.sweep(&against);
                     jitter = self.jitter();
-                    not_before = matches!(ended, Err(())).then(|| Instant::now() + RETRY_TIME);
-                    if ended == Ok(Ended::Whole) {
-                        last = Some(self.remember(&against.version()));
-                    }
+                    not_before = ended.is_err().then(|| Instant::now() + RETRY_TIME);
+                    last = ended.ok().flatten().or(last);
                     continue;
                 }
                 Err(pause) => pause,
@@ -333,8 +331,8 @@ impl Thread {
         last
     }
 
-    /// One sweep; `Err` when it could not be done.
-    fn sweep(&self, against: &Against) -> Result<Ended, ()> {
+    /// One sweep: when it ended, if it was whole; `Err` when it could not be done.
+    fn sweep(&self, against: &Against) -> Result<Option<Last>, ()> {
         let version = against.version();
         let gate = Arc::new(Gate::new(self.stop.clone(), self.setup.plan.cpu_percent));
         let (mut report, began, began_at) = (Report::default(), Instant::now(), Moment::now());
@@ -354,13 +352,14 @@ impl Thread {
         let took_ms = milliseconds(began.elapsed());
         self.ended(&report, took_ms);
         let whole = matches!(outcome, Ok(Ended::Whole));
+        let last = whole.then(|| self.remember(&version));
         let mut detail = report.detail(&version, took_ms, milliseconds(gate.used()), whole);
         if let Err(error) = &outcome {
             detail.push_str(&format!(" error={}", escape::terminal(format!("{error:#}").as_bytes())));
         }
         tracing::info!(detail, "swept");
         self.tell(self.audit("sweep-ended", whole, &detail));
-        outcome.map_err(drop)
+        outcome.map(|_| last).map_err(drop)
     }
 
     fn ended(&self, report: &Report, took_ms: u64) {
@@ -390,6 +389,7 @@ impl Thread {
             io_bytes_per_s: setup.plan.io_bytes_per_s,
             verdicts: Some(setup.verdicts.clone()),
             hashes: against.hashes.clone(),
+            keeps_with_mistakes: true,
         };
         let pool = Pool::with_compiled(settings, against.rules.clone());
         Ok(Engine::new(pool, plan, gate.clone()))

@@ -2,9 +2,9 @@
 //! no link followed unless asked, nothing but regular files opened. Not recursive: a hostile tree is as deep as it
 //! likes.
 //!
-//! A file whose state is known to be clean is not opened. Other file systems are handed out as [`Found::Boundary`],
+//! A file whose state is known to be clean is not opened. Other file systems are handed out as `Found::Boundary`,
 //! looked at without asking them anything (statx(2), AT_STATX_DONT_SYNC), so that one that does not answer holds up
-//! its own walk only. Runs on a thread that may be given up; [`Progress`] tells others where it is.
+//! its own walk only. Runs on a thread that may be given up; `Progress` tells others where it is.
 
 use super::budget::{Gate, ThreadTime};
 use super::{Cross, Options};
@@ -391,14 +391,7 @@ impl<'a> Walk<'a> {
             return Ok(());
         };
         let key = key_of(looked);
-        if self.trusted
-            && key.device == self.device
-            && let Some(verdicts) = verdicts
-            && verdicts.known_clean(&key, rules_version, self.now_ns).is_some()
-        {
-            self.figures.files.fetch_add(1, Ordering::Relaxed);
-            self.figures.known.fetch_add(1, Ordering::Relaxed);
-            self.figures.known_bytes.fetch_add(key.size, Ordering::Relaxed);
+        if self.is_known(&key, verdicts.as_deref(), rules_version) {
             return Ok(());
         }
         match self.open(name, file_flags(self.options.follow)) {
@@ -406,6 +399,19 @@ impl<'a> Walk<'a> {
             Err(Errno::NOENT) => Ok(()),
             Err(error) => self.unreadable(self.path_of(name), error),
         }
+    }
+
+    /// Its state is known to be clean.
+    fn is_known(&self, key: &FileKey, verdicts: Option<&Verdicts>, rules_version: &str) -> bool {
+        let asks = self.trusted && key.device == self.device;
+        let known =
+            verdicts.filter(|_| asks).and_then(|all| all.known_clean(key, rules_version, self.now_ns));
+        if known.is_some() {
+            self.figures.files.fetch_add(1, Ordering::Relaxed);
+            self.figures.known.fetch_add(1, Ordering::Relaxed);
+            self.figures.known_bytes.fetch_add(key.size, Ordering::Relaxed);
+        }
+        known.is_some()
     }
 
     /// It may have been replaced between the look and the opening: what counts is the descriptor.
@@ -418,11 +424,17 @@ impl<'a> Walk<'a> {
             self.skip();
             return Ok(());
         }
+        let key = FileKey::of(&stat);
+        // Without a look before: somebody named it.
+        if let (Aim::Scan(verdicts, rules_version), None) = (self.aim, looked)
+            && self.is_known(&key, verdicts.as_deref(), rules_version)
+        {
+            return Ok(());
+        }
         self.figures.files.fetch_add(1, Ordering::Relaxed);
         if matches!(self.aim, Aim::Count) {
             return Ok(());
         }
-        let key = FileKey::of(&stat);
         let trusted = self.trusted && key.device == self.device && looked.is_none_or(|looked| *looked == key);
         let began_ns = Moment::now().unix_ns;
         let stat = events::file(&stat);

@@ -31,7 +31,7 @@ const DAY_NS: i64 = 86_400_000_000_000;
 /// Of the header: magic, two bucket counts, key; then its checksum.
 const SIGNED_BYTES: usize = 8 + 8 + 8 + 32;
 
-const _: () = assert!(SIGNED_BYTES + 32 <= HEADER_BYTES && HEADER_BYTES % BUCKET_BYTES == 0);
+const _: () = assert!(SIGNED_BYTES + 32 <= HEADER_BYTES && HEADER_BYTES.is_multiple_of(BUCKET_BYTES));
 
 /// Which half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -50,7 +50,8 @@ fn public_rules_match_the_same_when_routed() {
         let path = paths.choose(&mut random).expect("a file");
         let Some(bytes) = read(path) else { continue };
         let made = made_up(&mut random, &rules, &bytes);
-        for (bytes, from) in [(&bytes, path.display().to_string()), (&made, format!("made-up file {index}"))] {
+        for (bytes, from) in [(&bytes, path.display().to_string()), (&made, format!("made-up file {index}"))]
+        {
             let found = compare(&mut scanners, bytes, &mut costs)
                 .unwrap_or_else(|difference| panic!("seed {seed}, {from}: {difference}"));
             scans += 1;

@@ -10,20 +10,32 @@
 use super::bytes::{Reader, Want, beginnings};
 use super::classes::Classes;
 use super::modules::{self, Blank};
+use std::ops::Range;
 use yara_x_parser::ast::{
     BinaryExpr, Expr, ForIn, FuncCall, Iterable, MatchAnchor, Of, OfItems, Pattern, PatternMatch, PatternSet,
-    Quantifier, Rule, With,
+    Quantifier, Rule, With, WithSpan as _,
 };
 
 /// Expressions within expressions that are looked into; what is deeper can be anything.
 const DEPTH_MAX: usize = 64;
 
-/// In which classes the rule can match. `earlier` knows the rules that stand before it in its file.
+/// What is known of a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gate {
+    /// In which classes it can match.
+    pub classes: Classes,
+    /// Operands of `and` and `or` that are not true in every class, and where they can be. In all other classes
+    /// `false` may stand in their place: these two take what is undefined for false.
+    pub operands: Vec<(Range<usize>, Classes)>,
+}
+
+/// Reads the rule's condition. `earlier` knows the rules that stand before it in its file.
 #[must_use]
-pub fn classes(rule: &Rule<'_>, imports: &[&str], earlier: &dyn Fn(&str) -> Option<Classes>) -> Classes {
+pub fn gate(rule: &Rule<'_>, imports: &[&str], earlier: &dyn Fn(&str) -> Option<Classes>) -> Gate {
     let patterns = rule.patterns.as_deref().unwrap_or_default();
-    let mut view = View { patterns, imports, earlier, locals: Vec::new(), depth: 0 };
-    view.truth(&rule.condition).yes
+    let mut view = View { patterns, imports, earlier, locals: Vec::new(), operands: Vec::new(), depth: 0 };
+    let classes = view.truth(&rule.condition).yes;
+    Gate { classes, operands: view.operands }
 }
 
 /// How a condition can come out, for each class.
@@ -95,6 +107,7 @@ struct View<'a> {
     earlier: &'a dyn Fn(&str) -> Option<Classes>,
     /// Variables of loops and of `with`, which hide rules and modules.
     locals: Vec<String>,
+    operands: Vec<(Range<usize>, Classes)>,
     depth: usize,
 }
 
@@ -158,17 +171,25 @@ impl View<'_> {
     fn and(&mut self, operands: &[Expr<'_>]) -> Truth {
         let mut all = Truth { yes: Classes::ALL, no: Classes::NONE, undefined: Classes::NONE };
         for operand in operands {
-            let one = self.truth(operand);
+            let one = self.operand(operand);
             all.yes &= one.yes;
             all.no |= one.no | one.undefined;
         }
         all
     }
 
+    fn operand(&mut self, operand: &Expr<'_>) -> Truth {
+        let truth = self.truth(operand);
+        if truth.yes != Classes::ALL {
+            self.operands.push((operand.span().range(), truth.yes));
+        }
+        truth
+    }
+
     fn or(&mut self, operands: &[Expr<'_>]) -> Truth {
         let mut any = Truth { yes: Classes::NONE, no: Classes::ALL, undefined: Classes::NONE };
         for operand in operands {
-            let one = self.truth(operand);
+            let one = self.operand(operand);
             any.yes |= one.yes;
             any.no &= one.no | one.undefined;
         }
@@ -247,7 +268,10 @@ impl View<'_> {
             }
             OfItems::BoolExprTuple(tuple) => {
                 let all = matches!(of.quantifier, Quantifier::All { .. });
+                // Their own kind of operands: here what is undefined and what is false may differ.
+                let recorded = self.operands.len();
                 let truth = if all { self.and(tuple) } else { self.or(tuple) };
+                self.operands.truncate(recorded);
                 at_least_one(&of.quantifier, truth.yes)
             }
         }

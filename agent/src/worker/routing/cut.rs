@@ -119,6 +119,8 @@ mod tests {
         check("$x or ($x and pe.is_pe)", "  rule a { condition: $x or ($x and  false )");
         check("$x or (pe.a == 1 and pe.b == 2)", "  rule a { condition: $x or ( false )");
         check("$x or for any s in pe.sections : (s.name == \"y\")", "  rule a { condition: $x or  false ");
+        check("$x or pe.imphash() == \"y\"", "  rule a { condition: $x or  false ");
+        check("$x or (pe.exports(\"y\") and $x)", "  rule a { condition: $x or ( false  and $x)");
         check("$x or not pe.is_pe", "import \"pe\" rule a { condition: $x or not pe.is_pe");
         check("$x or $x at pe.entry_point", "import \"pe\" rule a { condition: $x or $x at pe.entry_point");
         check("$x or 1 of (pe.is_pe, $x)", "import \"pe\" rule a { condition: $x or 1 of (pe.is_pe, $x)");

@@ -181,7 +181,7 @@ impl View<'_> {
     fn operand(&mut self, operand: &Expr<'_>) -> Truth {
         let truth = self.truth(operand);
         if truth.yes != Classes::ALL {
-            self.operands.push((operand.span().range(), truth.yes));
+            self.operands.push((start(operand)..operand.span().end(), truth.yes));
         }
         truth
     }
@@ -384,6 +384,12 @@ impl Value {
     fn truth_of_place(self) -> Truth {
         Truth::at_most(!self.undefined)
     }
+}
+
+/// Where an expression starts. The parser has a call start at the function's own name, behind the module's.
+fn start(expr: &Expr<'_>) -> usize {
+    let own = expr.span().start();
+    expr.children().next().map_or(own, |first| own.min(start(first)))
 }
 
 fn members<'p>(patterns: &'p [Pattern<'p>], set: &PatternSet<'_>) -> Vec<&'p Pattern<'p>> {

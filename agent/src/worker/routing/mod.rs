@@ -110,32 +110,39 @@ fn groups(outlines: &[Option<Outline>], rules_min: usize) -> Vec<Group> {
             classes: *classes,
             needed: needed.clone(),
             own: places(needed).filter(|place| !general(place)).collect(),
-            modules: modules_of(outlines, needed),
+            modules: modules_of(outlines, needed, *classes),
         })
         .collect();
     groups.sort_by_key(|group| (group.own.len(), group.classes));
-    join(groups, rules_min)
+    join(outlines, groups, rules_min)
 }
 
 /// Each into the first of those before it that it may share a set with.
-fn join(groups: Vec<Group>, rules_min: usize) -> Vec<Group> {
+fn join(outlines: &[Option<Outline>], groups: Vec<Group>, rules_min: usize) -> Vec<Group> {
     let mut joined: Vec<Group> = Vec::new();
     for group in groups {
-        // A module costs more than all rules that are saved here.
-        let fits = |known: &&mut Group| {
-            known.modules == group.modules && known.own.union(&group.own).count() < rules_min
-        };
-        let Some(known) = joined.iter_mut().find(fits) else {
-            joined.push(group);
-            continue;
-        };
-        known.classes |= group.classes;
-        for (known, other) in known.needed.iter_mut().flatten().zip(group.needed.iter().flatten()) {
-            *known |= *other;
+        let found = joined.iter().enumerate().find_map(|(index, known)| {
+            let both = known.with(outlines, &group);
+            // A module costs more than all rules that are saved here.
+            let no_more = both.modules == known.modules && both.modules == group.modules;
+            (no_more && both.own.len() < rules_min).then_some((index, both))
+        });
+        match found {
+            Some((index, both)) => joined[index] = both,
+            None => joined.push(group),
         }
-        known.own.extend(group.own);
     }
     joined
+}
+
+impl Group {
+    fn with(&self, outlines: &[Option<Outline>], other: &Self) -> Self {
+        let either = |(a, b): (&Vec<bool>, &Vec<bool>)| a.iter().zip(b).map(|(a, b)| a | b).collect();
+        let needed: Vec<Vec<bool>> = self.needed.iter().zip(&other.needed).map(either).collect();
+        let classes = self.classes | other.classes;
+        let modules = modules_of(outlines, &needed, classes);
+        Self { classes, needed, own: self.own.union(&other.own).copied().collect(), modules }
+    }
 }
 
 /// File and rule of each that is needed.
@@ -145,11 +152,11 @@ fn places(needed: &[Vec<bool>]) -> impl Iterator<Item = (usize, usize)> + '_ {
     })
 }
 
-fn modules_of(outlines: &[Option<Outline>], needed: &[Vec<bool>]) -> BTreeSet<String> {
+fn modules_of(outlines: &[Option<Outline>], needed: &[Vec<bool>], classes: Classes) -> BTreeSet<String> {
     let mut modules = BTreeSet::new();
     for (outline, needed) in outlines.iter().zip(needed) {
         let Some(outline) = outline else { continue };
-        let used = outline.imports.iter().zip(cut::modules(outline, needed));
+        let used = outline.imports.iter().zip(cut::modules(outline, needed, classes));
         modules.extend(used.filter(|(_, used)| *used).map(|(import, _)| import.module.clone()));
     }
     modules
@@ -160,7 +167,7 @@ fn set(files: &[RuleFile], outlines: &[Option<Outline>], group: Group) -> Set {
         Set { classes: group.classes.bits(), files: Vec::new(), rules: places(&group.needed).count() };
     for ((file, outline), needed) in files.iter().zip(outlines).zip(&group.needed) {
         match outline {
-            Some(outline) => set.files.extend(cut::cut(file, outline, needed)),
+            Some(outline) => set.files.extend(cut::cut(file, outline, needed, group.classes)),
             None => set.files.push(file.clone()),
         }
     }

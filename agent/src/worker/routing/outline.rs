@@ -33,8 +33,11 @@ pub struct Rule {
     pub private: bool,
     /// Earlier rules that its condition names; more do no harm.
     pub refers: Vec<usize>,
-    /// Modules that its condition names, by their place among the imports; more do no harm.
-    pub modules: Vec<usize>,
+    /// Where its condition names a module, by the module's place among the imports; more do no harm.
+    pub modules: Vec<(usize, Range<usize>)>,
+    /// Parts of its condition that name modules and no patterns, and in which classes they can be true: elsewhere
+    /// `false` may stand in their place.
+    pub idle: Vec<(Range<usize>, Classes)>,
     /// Where it can match.
     pub classes: Classes,
 }
@@ -51,7 +54,9 @@ pub struct Import {
 /// The words of one rule, as the parser's stream of events has them.
 struct Words<'t> {
     span: Range<usize>,
-    in_condition: Vec<&'t str>,
+    in_condition: Vec<(&'t str, Range<usize>)>,
+    /// Where its condition speaks of patterns.
+    patterns: Vec<Range<usize>>,
 }
 
 impl Outline {
@@ -71,28 +76,77 @@ impl Outline {
         let mut known: HashMap<&str, (usize, Classes)> = HashMap::new();
         let mut rules = Vec::with_capacity(words.len());
         for (rule, words) in ast.rules().zip(words) {
-            let classes =
-                gates::classes(rule, &modules, &|name| known.get(name).map(|(_, classes)| *classes));
-            let refers = words.in_condition.iter().filter_map(|word| known.get(word));
+            let earlier = |name: &str| known.get(name).map(|(_, classes)| *classes);
+            let gate = gates::gate(rule, &modules, &earlier);
+            let refers = words.in_condition.iter().filter_map(|(word, _)| known.get(word));
             let refers = sorted(refers.map(|(index, _)| *index).collect());
-            let named = (0..modules.len()).filter(|index| words.in_condition.contains(&modules[*index]));
-            if known.insert(rule.identifier.name, (rules.len(), classes)).is_some() {
+            if known.insert(rule.identifier.name, (rules.len(), gate.classes)).is_some() {
                 return None;
             }
+            let named = words.named(&modules);
+            let idle = idle(gate.operands, &named, &words.patterns);
             rules.push(Rule {
                 name: rule.identifier.name.to_owned(),
                 span: words.span,
                 global: rule.flags.contains(RuleFlags::Global),
                 private: rule.flags.contains(RuleFlags::Private),
                 refers,
-                modules: named.collect(),
-                classes,
+                modules: named,
+                idle,
+                classes: gate.classes,
             });
         }
         let imports = modules.iter().zip(import_spans);
         let imports = imports.map(|(module, span)| Import { module: (*module).to_owned(), span }).collect();
         Some(Self { rules, imports })
     }
+}
+
+impl Rule {
+    /// The parts of its condition that are never true in these classes; none lies in another one.
+    #[must_use]
+    pub fn idle_in(&self, classes: Classes) -> Vec<Range<usize>> {
+        let mut parts: Vec<Range<usize>> = Vec::new();
+        let never = self.idle.iter().filter(|(_, yes)| *yes & classes == Classes::NONE);
+        for (span, _) in never {
+            if parts.last().is_none_or(|last| last.end <= span.start) {
+                parts.push(span.clone());
+            }
+        }
+        parts
+    }
+}
+
+impl Words<'_> {
+    fn named(&self, modules: &[&str]) -> Vec<(usize, Range<usize>)> {
+        let place = |(word, span): &(&str, Range<usize>)| {
+            let all = modules.iter().enumerate().filter(|(_, module)| *module == word);
+            all.map(|(index, _)| (index, span.clone())).collect::<Vec<_>>()
+        };
+        self.in_condition.iter().flat_map(place).collect()
+    }
+}
+
+/// The operands that are worth to be taken out; the longest first of those that start at one place. A pattern that no
+/// condition names any more would be an error.
+fn idle(
+    operands: Vec<(Range<usize>, Classes)>,
+    modules: &[(usize, Range<usize>)],
+    patterns: &[Range<usize>],
+) -> Vec<(Range<usize>, Classes)> {
+    let mut idle = operands;
+    idle.retain(|(operand, _)| {
+        modules.iter().any(|(_, module)| within(module, operand))
+            && !patterns.iter().any(|pattern| within(pattern, operand))
+    });
+    idle.sort_by_key(|(span, _)| (span.start, std::cmp::Reverse(span.end)));
+    idle
+}
+
+/// Whether a span lies in another one.
+#[must_use]
+pub fn within(inner: &Range<usize>, outer: &Range<usize>) -> bool {
+    outer.start <= inner.start && inner.end <= outer.end
 }
 
 /// Every rule's words, and where the imports stand.
@@ -103,15 +157,24 @@ fn words(text: &[u8]) -> Option<(Vec<Words<'_>>, Vec<Range<usize>>)> {
     for event in Parser::new(text) {
         match event {
             Event::Begin { kind: SyntaxKind::RULE_DECL, span } => {
-                rules.push(Words { span: span.range(), in_condition: Vec::new() });
+                rules.push(Words { span: span.range(), in_condition: Vec::new(), patterns: Vec::new() });
                 in_condition = false;
             }
             Event::Begin { kind: SyntaxKind::IMPORT_STMT, span } => imports.push(span.range()),
             Event::Token { kind: SyntaxKind::CONDITION_KW, .. } => in_condition = true,
             Event::Token { kind: SyntaxKind::IDENT, span } if in_condition => {
                 let word = std::str::from_utf8(text.get(span.range())?).ok()?;
-                rules.last_mut()?.in_condition.push(word);
+                rules.last_mut()?.in_condition.push((word, span.range()));
             }
+            Event::Token {
+                kind:
+                    SyntaxKind::PATTERN_IDENT
+                    | SyntaxKind::PATTERN_COUNT
+                    | SyntaxKind::PATTERN_OFFSET
+                    | SyntaxKind::PATTERN_LENGTH
+                    | SyntaxKind::THEM_KW,
+                span,
+            } if in_condition => rules.last_mut()?.patterns.push(span.range()),
             Event::Error { .. } => return None,
             Event::Begin { .. } | Event::End { .. } | Event::Token { .. } => {}
         }
@@ -140,15 +203,15 @@ mod tests {
         let rules: Vec<_> = outline
             .rules
             .iter()
-            .map(|r| (r.name.as_str(), r.global, r.private, r.refers.as_slice(), r.modules.as_slice()))
+            .map(|r| (r.name.as_str(), r.global, r.private, r.refers.as_slice(), r.modules.len()))
             .collect();
         assert_eq!(
             rules,
             [
-                ("first", true, false, &[][..], &[][..]),
-                ("second", false, true, &[0][..], &[0][..]),
+                ("first", true, false, &[][..], 0),
+                ("second", false, true, &[0][..], 1),
                 // A variable of the same name: one too many does no harm.
-                ("third", false, false, &[0, 1][..], &[][..]),
+                ("third", false, false, &[0, 1][..], 0),
             ]
         );
         assert!(text[outline.rules[0].span.clone()].starts_with("global rule first"));

@@ -73,8 +73,8 @@ mod tests {
         let small = format!("global rule small {{ condition: filesize < 9 }} rule pe {{ condition: {MZ} }}");
         check(&small, Class::Pe, &["small", "pe"]);
         check(&small, Class::Elf, &["small"]);
-        let gated = format!("rule any {{ condition: true }} global rule pe {{ condition: {MZ} }}");
-        check(&gated, Class::Pe, &["any", "pe"]);
+        let gated = format!("rule every {{ condition: true }} global rule pe {{ condition: {MZ} }}");
+        check(&gated, Class::Pe, &["every", "pe"]);
         check(&gated, Class::Elf, &[]);
         let hidden = "private global rule g { condition: filesize < 9 } private rule p { condition: true }";
         check(hidden, Class::Elf, &[]);

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use super::classes::Class;
-use super::compare::Both;
+use super::compare::{Both, Names, Scanners};
+use crate::worker::compile::compile;
 use crate::worker::messages::RuleFile;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -16,6 +17,8 @@ const FILES_MAX: usize = 3;
 const RULES_MAX: usize = 9;
 /// Files that each is tried on.
 const SCANS: usize = 120;
+/// Files that everything which may gate is tried on.
+const BEGINNINGS: usize = 1500;
 
 const NUMBERS: [&str; 16] = [
     "uint16(0) == 0x5A4D",
@@ -54,7 +57,7 @@ const VALUES: [&str; 24] = [
     "elf.type == elf.ET_EXEC",
     "elf.number_of_sections == 0",
     "elf.telfhash() == \"x\"",
-    "macho.magic == 0",
+    "macho.cputype == 7",
     "macho.has_import(\"x\")",
     "lnk.is_lnk",
     "dex.is_dex",
@@ -78,7 +81,7 @@ const PATTERNS: [&str; 14] = [
     "@a == 0",
 ];
 const STRINGS: &str =
-    r#"strings: $a = "MZ" $h = { 7F 45 ?C 46 } $n = "pK" nocase $w = "M" wide $d = "dex\n" xor"#;
+    r#"strings: $a = "MZ" $h = { 7F 45 ?C 46 } $n = "pK" nocase $w = "MZ" wide $d = "dex\n" xor"#;
 
 struct Maker {
     random: StdRng,
@@ -118,22 +121,14 @@ impl Maker {
 
     fn file(&mut self, name: usize) -> RuleFile {
         self.names.clear();
-        let mut text = String::new();
-        for module in ["pe", "elf", "macho", "dotnet", "lnk", "dex", "math"] {
-            writeln!(text, "import \"{module}\"").unwrap();
-        }
+        let mut text = imports();
         for _ in 0..self.random.random_range(1..=RULES_MAX) {
             let global = if self.random.random_ratio(1, 12) { "global " } else { "" };
             let private = if self.random.random_ratio(1, 5) { "private " } else { "" };
-            let rule = format!("r{}", self.names.len());
+            let name = format!("r{}", self.names.len());
             let condition = self.condition(3);
-            let patterns = condition.contains(['$', '@']) || condition.contains("them");
-            let strings = if patterns { STRINGS } else { "" };
-            // Patterns that no condition names are an error.
-            let used = if patterns { " and (any of them or true)" } else { "" };
-            writeln!(text, "{global}{private}rule {rule} {{ {strings} condition: ({condition}){used} }}")
-                .unwrap();
-            self.names.push(rule);
+            text += &rule(&format!("{global}{private}"), &name, &condition);
+            self.names.push(name);
         }
         RuleFile { name: format!("f{name}"), text: text.into_bytes() }
     }
@@ -145,7 +140,7 @@ impl Maker {
         let mut bytes = match self.random.random_range(0..10) {
             0..6 => prefixes[self.random.random_range(0..prefixes.len())].to_vec(),
             6..8 => whole[self.random.random_range(0..whole.len())].to_vec(),
-            8 => pe_header(),
+            8 => headers()[self.random.random_range(0..6)].clone(),
             _ => Vec::new(),
         };
         for _ in 0..self.random.random_range(0..48) {
@@ -166,18 +161,101 @@ impl Maker {
     }
 }
 
-/// The least that the module takes for a PE file: both headers, and a section.
-fn pe_header() -> Vec<u8> {
-    let mut bytes = vec![0; 0x200];
-    bytes[..2].copy_from_slice(b"MZ");
-    bytes[0x3c] = 0x40;
-    bytes[0x40..0x44].copy_from_slice(b"PE\0\0");
-    // winnt.h, IMAGE_FILE_HEADER: machine, number of sections, …, size of the optional header.
-    bytes[0x44..0x48].copy_from_slice(&[0x4c, 0x01, 1, 0]);
-    bytes[0x54] = 0xe0;
-    bytes[0x58..0x5a].copy_from_slice(&[0x0b, 0x01]);
-    bytes[0x138] = b'x';
+/// The least that each module takes for a file of its own.
+fn headers() -> [Vec<u8>; 6] {
+    // winnt.h: e_lfanew, then machine, number of sections and size of the optional header; a section.
+    let pe = header(
+        0x200,
+        &[
+            (0, b"MZ"),
+            (0x3c, b"\x40"),
+            (0x40, b"PE\0\0\x4c\x01\x01"),
+            (0x54, b"\xe0"),
+            (0x58, b"\x0b\x01"),
+            (0x138, b"x"),
+        ],
+    );
+    // elf.h: 64 bits, little-endian, an executable.
+    let elf = header(64, &[(0, b"\x7fELF\x02\x01\x01"), (16, b"\x02\0\x3e\0\x01")]);
+    let macho = header(32, &[(0, b"\xcf\xfa\xed\xfe\x07")]);
+    let fat = header(8, &[(0, b"\xca\xfe\xba\xbe")]);
+    // [MS-SHLLINK] 2.1: size and class identifier.
+    let lnk = header(76, &[(0, b"L\0\0\0\x01\x14\x02\0\0\0\0\0\xc0\0\0\0\0\0\0\x46")]);
+    // The DEX format's header_item: size of the header, order of bytes.
+    let dex = header(0x70, &[(0, b"dex\n035"), (36, b"\x70\0\0\0\x78\x56\x34\x12")]);
+    [pe, elf, macho, fat, lnk, dex]
+}
+
+fn header(length: usize, parts: &[(usize, &[u8])]) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    for (at, part) in parts {
+        bytes[*at..at + part.len()].copy_from_slice(part);
+    }
     bytes
+}
+
+/// Scans both ways and gives the names of the rules that matched.
+fn check(scanners: &mut Scanners<'_>, bytes: &[u8], seed: u64, files: &[RuleFile]) -> Names {
+    let unrouted = scanners.unrouted(bytes).unwrap();
+    let routed = scanners.routed(bytes).unwrap();
+    let texts =
+        || files.iter().map(|file| String::from_utf8_lossy(&file.text)).collect::<Vec<_>>().join("\n---\n");
+    assert_eq!(unrouted, routed, "seed {seed}, {bytes:02x?}, {}", texts());
+    unrouted
+}
+
+/// A rule; patterns that no condition names are an error.
+fn rule(flags: &str, name: &str, condition: &str) -> String {
+    if condition.contains(['$', '@']) || condition.contains("them") {
+        format!("{flags}rule {name} {{ {STRINGS} condition: ({condition}) and (any of them or true) }}\n")
+    } else {
+        format!("{flags}rule {name} {{ condition: {condition} }}\n")
+    }
+}
+
+fn imports() -> String {
+    ["pe", "elf", "macho", "dotnet", "lnk", "dex", "math"].iter().fold(String::new(), |mut text, module| {
+        writeln!(text, "import \"{module}\"").unwrap();
+        text
+    })
+}
+
+#[test]
+fn everything_that_may_gate_is_told_right_for_every_beginning() {
+    let forms = [
+        "{}",
+        "not ({})",
+        "defined ({})",
+        "not defined ({})",
+        "filesize > 90 or ({})",
+        "filesize > 90 or not ({})",
+    ];
+    let leaves: Vec<&str> = NUMBERS.into_iter().chain(VALUES).chain(PATTERNS).collect();
+    let mut text = imports();
+    for (leaf, condition) in leaves.iter().enumerate() {
+        for (form, around) in forms.iter().enumerate() {
+            text += &rule("", &format!("r{leaf}_{form}"), &around.replace("{}", condition));
+        }
+    }
+    let files = [RuleFile { name: "f".into(), text: text.into_bytes() }];
+    let errors: Vec<_> = compile(&files).problems.into_iter().filter(|problem| problem.error).collect();
+    assert!(errors.is_empty(), "{errors:?}");
+    let both = Both::unjoined(&files);
+    assert!(both.plan.sets.len() > 6, "most classes differ");
+    let mut scanners = both.scanners();
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut maker = Maker { random: StdRng::seed_from_u64(seed), names: Vec::new() };
+    let made = (0..BEGINNINGS).map(|_| maker.bytes()).collect::<Vec<_>>();
+    let mut matched = Names::new();
+    for bytes in headers().into_iter().chain(made) {
+        matched.extend(check(&mut scanners, &bytes, seed, &files));
+    }
+    for own in ["pe.is_pe", "elf.type == elf.ET_EXEC", "macho.cputype == 7", "lnk.is_lnk", "dex.is_dex"] {
+        let leaf = leaves.iter().position(|leaf| *leaf == own).unwrap();
+        let name = ("f".to_owned(), format!("r{leaf}_0"));
+        assert!(matched.contains(&name), "no file is one for {own}");
+    }
 }
 
 #[test]
@@ -190,22 +268,16 @@ fn the_rules_of_a_class_match_what_all_rules_match() {
         let files: Vec<RuleFile> =
             (0..maker.random.random_range(1..=FILES_MAX)).map(|name| maker.file(name)).collect();
         let both = Both::unjoined(&files);
-        assert!(
-            both.rules() > 0,
-            "seed {seed}: no file compiles: {}",
-            String::from_utf8_lossy(&files[0].text)
-        );
+        let errors: Vec<_> = compile(&files).problems.into_iter().filter(|problem| problem.error).collect();
+        assert!(errors.is_empty(), "seed {seed}: made-up rules compile: {errors:?}");
         several += usize::from(both.plan.sets.len() > 1);
         fewer += usize::from(both.rules_of_sets().iter().any(|rules| *rules < both.rules()));
         let mut scanners = both.scanners();
         for _ in 0..SCANS {
             let bytes = maker.bytes();
-            let unrouted = scanners.unrouted(&bytes).unwrap();
-            let routed = scanners.routed(&bytes).unwrap();
-            let texts: Vec<_> = files.iter().map(|file| String::from_utf8_lossy(&file.text)).collect();
-            assert_eq!(unrouted, routed, "seed {seed}, {bytes:02x?}, {}", texts.join("\n---\n"));
+            let found = check(&mut scanners, &bytes, seed, &files);
             pairs += 1;
-            matched += usize::from(!unrouted.is_empty());
+            matched += usize::from(!found.is_empty());
         }
     }
     println!(

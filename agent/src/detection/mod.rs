@@ -34,6 +34,8 @@ pub mod classes;
 pub mod events;
 /// Events that wait for the outbox.
 pub mod backlog;
+/// Whether rules are too slow.
+pub mod slow;
 /// The way out.
 mod outgoing;
 /// What was lost, and what follows from it.

@@ -67,8 +67,9 @@ pub fn run(config: &Config, stop: &Stop) -> anyhow::Result<()> {
         counters.clone(),
         events,
     )?;
-    let detection =
-        detection::start(detection_config(config, &host)?, counters.clone(), observations, emit.clone())?;
+    let settings = detection_config(config, &host)?;
+    let poison = settings.poison.clone();
+    let detection = detection::start(settings, counters.clone(), observations, emit.clone())?;
     let sensors = sensors::start(sensors_config(config), counters.clone(), observe)?;
     say(
         &emit,
@@ -87,6 +88,7 @@ pub fn run(config: &Config, stop: &Stop) -> anyhow::Result<()> {
         sensors: sensors.gauge(),
         level_reason: sensors.reason().to_owned(),
         detection: detection.gauge(),
+        poison,
         outbox: outbox.handle(),
         state: config.state.clone(),
     };
@@ -354,6 +356,7 @@ struct Facts {
     sensors: sensors::Gauge,
     level_reason: String,
     detection: detection::Gauge,
+    poison: Poison,
     outbox: outbox::Handle,
     state: PathBuf,
 }
@@ -412,6 +415,7 @@ impl Facts {
             rule_errors: detection.rule_errors,
             hashes: detection.hashes,
             poisoned: detection.poisoned as u64,
+            poisoned_files: self.poisoned_files(),
             transport: word.into(),
             transport_detail: detail,
             agent_id: credentials
@@ -444,6 +448,15 @@ impl Facts {
             counters: self.counters.all().into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
             equations: self.counters.equations(),
         }
+    }
+
+    fn poisoned_files(&self) -> Vec<status::Poisoned> {
+        let shown = |file: crate::worker::poison::Poisoned| status::Poisoned {
+            path: file.path,
+            reason: file.reason,
+            rules_version: file.rules_version,
+        };
+        self.poison.newest(status::POISONED_SHOWN_MAX).into_iter().map(shown).collect()
     }
 
     fn credentials(&self) -> Option<Credentials> {

@@ -21,6 +21,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(200);
 /// An answer. Bytes.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
+/// Files that killed the scanner and are shown. Each has a path of a few kilobytes at most.
+pub const POISONED_SHOWN_MAX: usize = 32;
 
 /// What `status` shows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +57,9 @@ pub struct Report {
     pub hashes: Summary,
     /// Files that killed the scanner and are not tried again with these rules.
     pub poisoned: u64,
+    /// The newest of them, at most [`POISONED_SHOWN_MAX`].
+    #[serde(default)]
+    pub poisoned_files: Vec<Poisoned>,
     /// What the transport does: `connected`, `connecting`, `not joined`, `refused`.
     pub transport: String,
     /// More on that: since when, or why not.
@@ -78,6 +83,17 @@ pub struct Report {
     pub counters: BTreeMap<String, u64>,
     /// What must hold of them once nothing is on its way.
     pub equations: Vec<Equation>,
+}
+
+/// A file that killed the scanner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Poisoned {
+    /// Where it was when it did, escaped for a terminal; empty when nobody knows.
+    pub path: String,
+    /// What it did.
+    pub reason: String,
+    /// The rules with which it is not tried again.
+    pub rules_version: String,
 }
 
 /// What the rescan does.

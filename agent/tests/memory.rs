@@ -417,6 +417,10 @@ fn a_chosen_program_is_looked_into_after_it_ran_and_others_are_not() {
     let (out, events) = bounded(EVENTS_QUEUE_MAX);
     let delay = Duration::from_millis(300);
     let config = detection::Config {
+        hashes: Default::default(),
+        poison: Default::default(),
+        verdicts: Default::default(),
+        sweep: Default::default(),
         host: Host::read(),
         rules: RuleSources { builtin: false, files: vec![place.rules()] },
         size_max_bytes: 1 << 20,

@@ -70,6 +70,10 @@ fn table(report: &Report) -> String {
     }
     if report.poisoned > 0 {
         row("not scanned again", format!("{} files that killed the scanner", report.poisoned));
+        for file in &report.poisoned_files {
+            let path = if file.path.is_empty() { "a file whose name is not known" } else { &file.path };
+            row("", format!("{path}: {} (rules {})", file.reason, file.rules_version));
+        }
     }
     row("collector", join(&report.transport, &report.transport_detail));
     if report.certificate_expires_unix_s != 0 {

@@ -37,6 +37,8 @@ pub mod classes;
 pub mod events;
 /// Events that wait for the outbox.
 pub mod backlog;
+/// Whether rules are too slow.
+pub mod slow;
 /// Looks into the memory of processes.
 pub mod memory;
 /// Everything below some paths, with a budget.

@@ -11,6 +11,7 @@ use super::outgoing::Outgoing;
 use super::queue::{Next, Push, Pushed, Queue};
 use super::rescan::{Folder, Rescans, Told, Wish};
 use super::rules::RuleSources;
+use super::slow::Slow;
 use super::sweep::schedule::{Against, QUEUE_HOLD, Sweeps};
 use super::verdicts::{Known, Verdicts};
 use super::{Config, Reload, Snapshot, lock};
@@ -101,6 +102,7 @@ struct Running {
     worker_failed: bool,
     sandbox_told: bool,
     memory: Option<OnExec>,
+    slow: Slow,
 }
 
 impl Stage {
@@ -146,6 +148,7 @@ impl Stage {
             worker_failed: false,
             sandbox_told: false,
             memory,
+            slow: Slow::default(),
         };
         lock(&running.shared).hashes = running.hashes.summary();
         let outputs = running.pool.prepare(Instant::now());
@@ -519,11 +522,29 @@ impl Running {
                 }
             }
         }
+        if let Outcome::Died(_) | Outcome::TimedOut(_) = &done.outcome
+            && let Some(item) = flight.items.last()
+        {
+            self.pool.poison().name(&flight.key, &item.path);
+        }
+        self.watch_time(&done);
         let fate = match &done.outcome {
             Outcome::Scanned(_) | Outcome::TimedOut(_) | Outcome::Died(_) => Fate::Looked,
             Outcome::NotScanned(_) => Fate::NoWorker,
         };
         self.conclude(flight.items, flight.file, done.outcome, &done.rules_version, fate);
+    }
+
+    /// Rules that are too slow are one thing to tell, not one for each file.
+    fn watch_time(&mut self, done: &Done) {
+        let timed_out = match &done.outcome {
+            Outcome::Scanned(scan) => scan.verdict == Verdict::TimedOut,
+            Outcome::TimedOut(_) => true,
+            Outcome::Died(_) | Outcome::NotScanned(_) => return,
+        };
+        if let Some((state, message)) = self.slow.scanned(&done.rules_version, timed_out) {
+            self.tell_health("scan-time", state, &message);
+        }
     }
 
     /// Every observation gets its events: a run its own detection, all that was done to the file one of the newest.
@@ -540,7 +561,11 @@ impl Running {
         let newest = items.iter().rposition(|item| !matches!(item.what, What::Run(..)));
         for (number, item) in items.into_iter().enumerate() {
             let own = matches!(item.what, What::Run(..)) || Some(number) == newest;
-            if own && let Some(event) = looked.detection(&self.host, &item) {
+            let told = looked.verdict == Verdict::TimedOut && self.slow.is_told();
+            if own
+                && !told
+                && let Some(event) = looked.detection(&self.host, &item)
+            {
                 self.emit(event);
             }
             self.emit_telemetry(|host| looked.telemetry(host, item));

@@ -47,6 +47,8 @@ pub enum Step {
     Done(Box<Compiled>),
     /// These rules can't be compiled.
     Failed(String),
+    /// No worker can be started, whatever the rules are.
+    NoWorker(String),
 }
 
 /// One set of rules on its way.
@@ -63,7 +65,9 @@ pub struct Compiler {
     left_out: Vec<Problem>,
     strikes: HashMap<String, u32>,
     deaths: u32,
+    starts_failed: u32,
     heard: Instant,
+    looked: Instant,
     began: Instant,
 }
 
@@ -87,7 +91,9 @@ impl Compiler {
             left_out: Vec::new(),
             strikes: HashMap::new(),
             deaths: 0,
+            starts_failed: 0,
             heard: now,
+            looked: now,
             began: now,
         };
         let step = compiler.go(launcher, generation, told, now);
@@ -114,10 +120,14 @@ impl Compiler {
 
     /// Starts the next worker.
     pub fn go(&mut self, launcher: &Launcher, generation: u64, told: &Sender<Note>, now: Instant) -> Step {
-        (self.current, self.last_words, self.heard) = (None, None, now);
+        (self.current, self.last_words, self.heard, self.looked) = (None, None, now, now);
         match self.start_worker(launcher, generation, told) {
             Ok(()) => Step::Working,
-            Err(error) => self.died(format!("{error:#}")),
+            Err(error) => {
+                self.starts_failed += 1;
+                let reason = format!("the compiler could not be started: {error:#}");
+                if self.starts_failed >= DEATHS_MAX { Step::NoWorker(reason) } else { Step::Died(reason) }
+            }
         }
     }
 
@@ -157,18 +167,26 @@ impl Compiler {
 
     /// When [`Self::tick`] has something to do.
     #[must_use]
-    pub fn due_at(&self) -> Instant {
-        (self.heard + SILENCE_MAX).min(self.began + COMPILE_TIME_MAX)
+    pub fn due_at(&self, patience: Duration) -> Instant {
+        (self.heard + SILENCE_MAX).min(self.began + COMPILE_TIME_MAX).min(self.looked + patience)
     }
 
-    /// What is due.
-    pub fn tick(&mut self, now: Instant) -> Step {
+    /// What is due. `patience` is how long a worker that somebody stopped by a signal is waited for.
+    pub fn tick(&mut self, now: Instant, patience: Duration) -> Step {
         if self.began + COMPILE_TIME_MAX <= now {
             drop(self.stop(false));
             return Step::Failed(format!("compiling took more than {} s", COMPILE_TIME_MAX.as_secs()));
         }
         if self.process.is_some() && self.heard + SILENCE_MAX <= now {
             return self.end(format!("nothing happened for {} s", SILENCE_MAX.as_secs()), false);
+        }
+        if self.looked + patience <= now {
+            self.looked = now;
+            if self.process.as_ref().is_some_and(Process::is_stopped) {
+                // No file is to blame. Whoever does that for ever is stopped by the time in all.
+                self.stop(false);
+                return Step::Died("the compiler was stopped by a signal, and replaced".to_owned());
+            }
         }
         Step::Working
     }

@@ -7,30 +7,28 @@ use super::messages::{
     ANSWER_BYTES_MAX, Ask, Load, REQUEST_BYTES_MAX, RawAnswer, Ready, Request, Say, ScanRequest, Scanned,
     ScannedFiles,
 };
+use super::parcels::{Parcels, Telling, Turn};
 use super::sets::{Scanners, Seen, Sets};
 use super::{THREADS_MAX, channel, clip, scan};
 use crate::sys::sandbox::{self, Duty, Violation};
 use anyhow::{Context as _, Result, bail};
-use crossbeam_channel::{Receiver, Sender, bounded};
 use prost::Message as _;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use vidette_protocol::limits::TEXT_BYTES_MAX;
 
 /// Parsers of nested formats recurse. Bytes.
 const STACK_BYTES: usize = 8 << 20;
-/// Verdicts are told together up to this size. Bytes.
-const ANSWERS_BYTES: usize = 16 << 10;
-/// And held back no longer than this, apart from the scan that goes on meanwhile.
-const ANSWERS_TIME: Duration = Duration::from_millis(20);
+/// Verdicts are told together up to this size, and held back no longer than this.
+const TELLING: Telling = Telling { bytes_max: 16 << 10, time: Duration::from_millis(20) };
 /// Messages with files that wait for a thread: the parent sends no more than a few for each.
 const PARCELS_MAX: usize = 4 * THREADS_MAX;
 
-const _: () = assert!(ANSWERS_BYTES < ANSWER_BYTES_MAX);
+const _: () = assert!(TELLING.bytes_max < ANSWER_BYTES_MAX);
 
-/// Files that one thread takes together.
-type Parcel = Vec<(ScanRequest, OwnedFd)>;
+/// Files and verdicts of all threads.
+type Work = Parcels<(ScanRequest, OwnedFd), Scanned>;
 
 /// Runs until the parent closes the socket.
 ///
@@ -101,80 +99,55 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Ask, Vec<OwnedFd
 
 /// The scanners borrow the rules and live on their threads: scope owns both.
 fn serve(socket: BorrowedFd<'_>, sets: &Sets, threads: usize) -> Result<ExitCode> {
-    let (parcels, taken) = bounded::<Parcel>(PARCELS_MAX);
-    let seen = Seen::default();
+    let (work, seen) = (Work::new(threads, TELLING), Seen::default());
     std::thread::scope(|scope| {
-        for _ in 0..threads {
-            let (taken, seen) = (taken.clone(), &seen);
+        for number in 0..threads {
+            let (work, seen) = (&work, &seen);
             std::thread::Builder::new()
                 .name("scanner".into())
                 .stack_size(STACK_BYTES)
-                .spawn_scoped(scope, move || scan_all(socket, sets, seen, &taken))
+                .spawn_scoped(scope, move || scan_all(socket, sets, seen, work, number))
                 .context("could not start a scanner thread")?;
         }
-        hand_out(socket, &parcels)?;
+        hand_out(socket, &work)?;
         // The parent has closed: nobody waits for what is still being scanned.
         std::process::exit(0)
     })
 }
 
-fn hand_out(socket: BorrowedFd<'_>, parcels: &Sender<Parcel>) -> Result<()> {
+fn hand_out(socket: BorrowedFd<'_>, work: &Work) -> Result<()> {
     while let Some((ask, files)) = receive(socket)? {
         let Ask::Scan(requests) = ask else { bail!("the agent sent rules twice") };
         if requests.files.len() != files.len() {
             bail!("the agent sent files without requests, or requests without files");
         }
-        if parcels.send(requests.files.into_iter().zip(files).collect()).is_err() {
-            bail!("every scanner thread has ended");
+        if work.add(requests.files.into_iter().zip(files).collect()) > PARCELS_MAX {
+            bail!("the agent sent more files than it may");
         }
     }
     Ok(())
 }
 
-fn scan_all(socket: BorrowedFd<'_>, sets: &Sets, seen: &Seen, parcels: &Receiver<Parcel>) {
+fn scan_all(socket: BorrowedFd<'_>, sets: &Sets, seen: &Seen, work: &Work, number: usize) {
     let mut scanners = Scanners::new(sets);
     let mut buffer = Vec::new();
-    for parcel in parcels {
-        let mut answers = Answers { socket, bytes: 0, files: Vec::new(), since: Instant::now() };
-        for (request, file) in parcel {
-            let answer = scan::scan(&mut scanners, seen, &request, &file, &mut buffer);
-            drop(file);
-            if answers.add(answer).is_err() {
-                // The parent is gone; the main thread sees that too.
-                return;
+    let mut answer = None;
+    loop {
+        match work.turn(number, answer.take()) {
+            Turn::Scan((request, file)) => {
+                let scanned = scan::scan(&mut scanners, seen, &request, &file, &mut buffer);
+                // First: a file system that never lets go of a file is that file's fault.
+                drop(file);
+                // A key and a length beside it.
+                let bytes = scanned.encoded_len() + 8;
+                answer = Some((scanned, bytes));
             }
-        }
-        if answers.tell().is_err() {
-            return;
-        }
-    }
-}
-
-/// Verdicts that are told together.
-struct Answers<'a> {
-    socket: BorrowedFd<'a>,
-    bytes: usize,
-    files: Vec<Scanned>,
-    since: Instant,
-}
-
-impl Answers<'_> {
-    fn add(&mut self, answer: Scanned) -> Result<()> {
-        // A key and a length beside each.
-        let bytes = answer.encoded_len() + 8;
-        if self.bytes + bytes > ANSWERS_BYTES {
-            self.tell()?;
-        }
-        self.bytes += bytes;
-        self.files.push(answer);
-        if self.since.elapsed() > ANSWERS_TIME { self.tell() } else { Ok(()) }
-    }
-
-    fn tell(&mut self) -> Result<()> {
-        (self.bytes, self.since) = (0, Instant::now());
-        match std::mem::take(&mut self.files) {
-            files if files.is_empty() => Ok(()),
-            files => say(self.socket, Say::Scanned(ScannedFiles { files })),
+            Turn::Tell(files) => {
+                if say(socket, Say::Scanned(ScannedFiles { files })).is_err() {
+                    // The parent is gone; the main thread sees that too.
+                    return;
+                }
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! rules     -> compiler              -> process ==socket, SCM_RIGHTS==> compiling (compile, routing) -> a file
-//! detection -> pool (flight, poison) -> process ==socket, SCM_RIGHTS==> inside (sets, scan, matches)
+//! detection -> pool (flight, poison) -> process ==socket, SCM_RIGHTS==> inside (parcels, sets, scan, matches)
 //! ```
 //!
 //! The parent's half assumes nothing of the other: answers are decoded as hostile input. The worker's half assumes
@@ -31,6 +31,8 @@ pub mod compile;
 pub mod routing;
 /// The scanning worker's half.
 pub mod inside;
+/// Files for its threads, verdicts from them.
+pub mod parcels;
 /// Compiled rules, and what was seen to be clean.
 pub mod sets;
 /// One open file to a verdict.
@@ -183,14 +185,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     use crate::sys::{sandbox::Violation, schedule};
     let violation = if args.kill_on_violation { Violation::Kill } else { Violation::Deny };
     if args.probe {
-        return probe::run(violation);
+        return probe::run(violation, args.compile);
     }
     if args.background {
         // Where it is not permitted the worker works as everybody does.
         let _ = schedule::nice(BACKGROUND_NICE).and_then(|()| schedule::idle_io());
     }
     match (args.probe_inside, args.compile) {
-        (true, _) => probe::inside(violation),
+        (true, compile) => probe::inside(violation, compile),
         (false, true) => compiling::run(violation),
         (false, false) => inside::run(violation),
     }

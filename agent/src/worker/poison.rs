@@ -110,8 +110,11 @@ impl Poison {
         let mut list = self.lock();
         if let Some(entry) = list.entries.iter_mut().rev().find(|entry| entry.file == *file) {
             let path = path.get(..PATH_KEPT_BYTES_MAX).unwrap_or(path);
-            entry.path = vidette_protocol::escape::terminal(path);
-            list.keep();
+            let path = vidette_protocol::escape::terminal(path);
+            if entry.path != path {
+                entry.path = path;
+                list.keep();
+            }
         }
     }
 
@@ -127,6 +130,12 @@ impl Poison {
     #[must_use]
     pub fn all(&self) -> Vec<Poisoned> {
         self.lock().entries.iter().cloned().collect()
+    }
+
+    /// The newest `max` of it, the newest first.
+    #[must_use]
+    pub fn newest(&self, max: usize) -> Vec<Poisoned> {
+        self.lock().entries.iter().rev().take(max).cloned().collect()
     }
 
     /// How many.

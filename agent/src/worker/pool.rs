@@ -13,6 +13,7 @@ use super::poison::{FileKey, Poison};
 use super::process::{Launcher, NOTES_MAX, Note, Process, Report, Work, resident_bytes};
 use super::{Outcome, RuleSet, SIZE_BYTES_MAX, THREADS_MAX};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::process::Child;
 use std::sync::Arc;
@@ -38,8 +39,10 @@ pub const RESIDENT_BYTES_MAX: u64 = 384 << 20;
 pub const FILES_BYTES_MAX: u64 = 512 << 20;
 /// How many files pass between two looks at its memory; also the fewest it serves, however large its rules are.
 const FILES_BETWEEN_LOOKS: u64 = 256;
-/// Killed workers that the kernel has not let go of yet.
-const UNCOLLECTED_MAX: usize = 16;
+/// Killed workers that the kernel has not let go of yet: with more no other is started.
+pub const UNCOLLECTED_MAX: usize = 16;
+/// Files that a worker was stuck in once, and that are remembered for the next time.
+const STUCK_MAX: usize = 256;
 
 const _: () =
     assert!(SIZE_BYTES_MAX <= FILES_BYTES_MAX && 2 * FILES_BYTES_MAX <= crate::sys::sandbox::DATA_BYTES_MAX);
@@ -124,11 +127,17 @@ pub enum Output {
 #[derive(Debug)]
 enum Stage {
     Stopped,
-    /// Until when it has to answer with its rules loaded.
-    Loading(Process, Instant),
+    Loading(Process, Load),
     Ready(Process, Served),
     Waiting(Instant),
     Broken(String, Instant),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Load {
+    /// Until when it has to answer with its rules loaded.
+    until: Instant,
+    looked: Instant,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -153,6 +162,8 @@ pub struct Pool {
     compiled: Option<Arc<Compiled>>,
     /// Those before, until a worker has loaded the present ones.
     previous: Option<Arc<Compiled>>,
+    /// A worker has loaded the present ones: what kills later workers is not in the rules.
+    proven: bool,
     /// Used when there are no good ones at all.
     fallback: Option<RuleSet>,
     stage: Stage,
@@ -162,6 +173,8 @@ pub struct Pool {
     deaths: u32,
     load_deaths: u32,
     last_words: Option<String>,
+    /// Files that a worker was stuck in, and with which rules.
+    stuck: VecDeque<(FileKey, String)>,
     /// A worker is to be started though there is no work.
     wanted: bool,
     uncollected: Vec<Child>,
@@ -185,12 +198,14 @@ impl Pool {
             compiler: None,
             compiled: None,
             previous: None,
+            proven: false,
             fallback: None,
             stage: Stage::Stopped,
             generation: 0,
             deaths: 0,
             load_deaths: 0,
             last_words: None,
+            stuck: VecDeque::new(),
             wanted: false,
             uncollected: Vec::new(),
             told,
@@ -343,12 +358,18 @@ impl Pool {
         let mut out = Vec::new();
         self.uncollected.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
         if let Some(compiler) = &mut self.compiler {
-            let step = compiler.tick(now);
+            let step = compiler.tick(now, self.settings.launcher.patience());
             self.compiling(step, now, &mut out);
         }
         match &mut self.stage {
-            Stage::Loading(_, until) if *until <= now => {
+            Stage::Loading(_, load) if load.until <= now => {
                 self.died(Some("it did not load the rules in time".into()), false, now, &mut out);
+            }
+            Stage::Loading(process, load) if load.looked + self.settings.launcher.patience() <= now => {
+                load.looked = now;
+                if process.is_stopped() {
+                    self.replace_stopped(now, &mut out);
+                }
             }
             Stage::Ready(..) if self.flight.deadline().is_some_and(|deadline| deadline <= now) => {
                 self.kill_stuck(now, &mut out);
@@ -380,13 +401,16 @@ impl Pool {
     pub fn wake_at(&self) -> Option<Instant> {
         let stage = match &self.stage {
             Stage::Stopped => None,
-            Stage::Loading(_, until) | Stage::Waiting(until) | Stage::Broken(_, until) => Some(*until),
+            Stage::Waiting(until) | Stage::Broken(_, until) => Some(*until),
+            Stage::Loading(_, load) => Some(load.until.min(load.looked + self.settings.launcher.patience())),
             Stage::Ready(_, served) => match self.flight.deadline() {
                 Some(deadline) => Some(deadline.min(served.looked + self.settings.launcher.patience())),
                 None => Some(served.last + IDLE_TIME),
             },
         };
-        [stage, self.compiler.as_ref().map(Compiler::due_at)].into_iter().flatten().min()
+        let patience = self.settings.launcher.patience();
+        let compiler = self.compiler.as_ref().map(|compiler| compiler.due_at(patience));
+        [stage, compiler].into_iter().flatten().min()
     }
 
     /// For callers that have nothing else to wait for: at most `time` for one note or for what is due.
@@ -404,6 +428,15 @@ impl Pool {
             Step::Working => {}
             Step::Died(detail) => out.push(Output::Died(detail)),
             Step::Failed(reason) => {
+                self.compiler = None;
+                self.refuse_rules(&reason, now, out);
+            }
+            // The rules are not to blame: they are tried again.
+            Step::NoWorker(reason) if self.compiled.is_none() => {
+                self.compiler = None;
+                self.break_down(&reason, now, out);
+            }
+            Step::NoWorker(reason) => {
                 self.compiler = None;
                 self.refuse_rules(&reason, now, out);
             }
@@ -429,6 +462,7 @@ impl Pool {
         self.stop();
         self.flight.put_back();
         self.previous = self.compiled.replace(compiled);
+        self.proven = false;
     }
 
     fn answer(&mut self, answer: Answer, now: Instant, out: &mut Vec<Output>) {
@@ -460,6 +494,7 @@ impl Pool {
             return self.died(Some("it loaded other rules than it was given".into()), false, now, out);
         };
         self.previous = None;
+        self.proven = true;
         self.wanted = false;
         (self.deaths, self.load_deaths) = (0, 0);
         self.stage = match std::mem::replace(&mut self.stage, Stage::Stopped) {
@@ -517,9 +552,16 @@ impl Pool {
                 |job: &Job<Payload>| ScanRequest { id: job.id, size_max_bytes, timeout_ms, digests };
             let requests = jobs.iter().map(request).collect();
             let files: Vec<BorrowedFd<'_>> = jobs.iter().map(|job| job.payload.0.as_fd()).collect();
-            if process.scan(requests, &files).is_err() {
+            match process.scan(requests, &files) {
+                Ok(()) => {}
                 // It is gone; the end of its socket says so in a moment, and settles the jobs.
-                return;
+                Err(error) if is_gone(&error) => return,
+                // It lives and did not get them: waiting for its answer would end in blaming a file.
+                Err(error) => {
+                    self.stop();
+                    self.flight.put_back();
+                    return self.after_death(format!("{error:#}; it was replaced"), now, out);
+                }
             }
         }
     }
@@ -551,6 +593,12 @@ impl Pool {
 
     fn start(&mut self, now: Instant, out: &mut Vec<Output>) {
         let Some(compiled) = self.compiled.clone() else { return };
+        if self.uncollected.len() >= UNCOLLECTED_MAX {
+            let reason = format!(
+                "the kernel holds on to {UNCOLLECTED_MAX} scanners that were killed, in files of a file system that does not answer; unmount it"
+            );
+            return self.break_down(&reason, now, out);
+        }
         self.generation += 1;
         let work = if self.settings.background { Work::Sweep } else { Work::Scan };
         let started = Process::start(&self.settings.launcher, work, self.generation, &self.told);
@@ -559,8 +607,10 @@ impl Pool {
             Ok(process)
         });
         match loaded {
-            Ok(process) => self.stage = Stage::Loading(process, now + LOAD_TIME_MAX),
-            Err(error) => self.load_failed(&format!("{error:#}"), now, out),
+            Ok(process) => {
+                self.stage = Stage::Loading(process, Load { until: now + LOAD_TIME_MAX, looked: now });
+            }
+            Err(error) => self.start_failed(&format!("{error:#}"), now, out),
         }
     }
 
@@ -570,10 +620,27 @@ impl Pool {
         let reason = "the scanner was stuck and had to be killed".to_owned();
         for blame in self.flight.killed(now) {
             let (Blame::Overdue(job) | Blame::Culprit(job)) = blame;
-            self.poison_file(&job, &reason);
+            if self.was_stuck_before(&job) {
+                self.poison_file(&job, &format!("{reason}, twice"));
+            }
             out.push(self.done(job, Outcome::TimedOut(reason.clone())));
         }
         self.after_death(reason, now, out);
+    }
+
+    /// Once may be the fault of a slow disk: the file gets one more chance, when it is met again.
+    fn was_stuck_before(&mut self, job: &Job<Payload>) -> bool {
+        let Some(key) = job.payload.1 else { return false };
+        let this = (key, self.rules_version().to_owned());
+        if let Some(at) = self.stuck.iter().position(|known| *known == this) {
+            self.stuck.remove(at);
+            return true;
+        }
+        if self.stuck.len() >= STUCK_MAX {
+            self.stuck.pop_front();
+        }
+        self.stuck.push_back(this);
+        false
     }
 
     /// Somebody stopped the worker with a signal: no file is to blame.
@@ -620,16 +687,37 @@ impl Pool {
         out.push(Output::Died(detail));
     }
 
+    /// It never ran: the system lacks descriptors, memory, processes. The rules are not to blame.
+    fn start_failed(&mut self, detail: &str, now: Instant, out: &mut Vec<Output>) {
+        if self.deaths < LOAD_DEATHS_MAX {
+            return self.after_death(detail.to_owned(), now, out);
+        }
+        out.push(Output::Died(detail.to_owned()));
+        self.break_down(detail, now, out);
+    }
+
     fn load_failed(&mut self, detail: &str, now: Instant, out: &mut Vec<Output>) {
         out.push(Output::Died(detail.to_owned()));
         self.load_deaths += 1;
         if self.load_deaths < LOAD_DEATHS_MAX {
             self.stage = Stage::Waiting(now + Duration::from_millis(100) * self.load_deaths);
+        } else if self.proven {
+            // An earlier worker loaded them: something else kills, such as a host without memory.
+            self.break_down(detail, now, out);
         } else {
             self.compiled = self.previous.take();
+            self.proven = self.compiled.is_some();
             self.stop();
             self.refuse_rules(detail, now, out);
         }
+    }
+
+    /// No worker can live, for a reason that is not in the rules: they stay, and are tried again later.
+    fn break_down(&mut self, reason: &str, now: Instant, out: &mut Vec<Output>) {
+        (self.deaths, self.load_deaths) = (0, 0);
+        self.stop();
+        self.stage = Stage::Broken(reason.to_owned(), now + RETRY_TIME);
+        out.push(Output::Unavailable(reason.to_owned()));
     }
 
     /// The wanted rules are of no use: those in use stay, or those that ship are tried, or there are none.
@@ -677,6 +765,13 @@ impl Pool {
             }
         }
     }
+}
+
+/// Whether the other end of its socket is closed.
+fn is_gone(error: &anyhow::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    matches!(kind, Some(BrokenPipe | ConnectionReset | NotConnected))
 }
 
 impl Drop for Pool {

@@ -1,5 +1,5 @@
 //! Whether the sandbox holds, tried from inside: `vidette-agent worker --probe` starts a worker that enters the very
-//! sandbox of every worker, tries what it must not be able to do, and says what it got. The outer half prints that,
+//! sandbox of every worker that scans (with `--compile`: that compiles), tries what it must not be able to do, and says what it got. The outer half prints that,
 //! and what the kernel says of the process.
 
 use super::channel;
@@ -22,10 +22,13 @@ const STATUS_KEYS: [&str; 10] =
 ///
 /// # Errors
 /// The probe could not be run.
-pub fn run(violation: Violation) -> Result<ExitCode> {
+pub fn run(violation: Violation, compile: bool) -> Result<ExitCode> {
     let launcher = Launcher::own()?.with_violation(violation);
     let mut command = launcher.command();
     command.arg("--probe-inside");
+    if compile {
+        command.arg("--compile");
+    }
     let (ours, theirs) = super::process::socket_pair()?;
     let mut child = command.stdin(theirs).spawn().context("could not start the probe")?;
     // It holds the other end of the socket.
@@ -64,10 +67,10 @@ fn print_status(pid: u32) -> Result<()> {
 ///
 /// # Errors
 /// The sandbox could not be entered.
-pub fn inside(violation: Violation) -> Result<ExitCode> {
+pub fn inside(violation: Violation, compile: bool) -> Result<ExitCode> {
     let socket = rustix::stdio::stdin();
     let parent = rustix::process::getppid().map_or(1, Pid::as_raw_pid);
-    let report = sandbox::enter(violation, Duty::Scan)?;
+    let report = sandbox::enter(violation, if compile { Duty::Compile } else { Duty::Scan })?;
     say(socket, &format!("landlock\t{}", report.landlock))?;
     for (attempt, error) in attempts::all(parent) {
         let got = error.map_or_else(|| "ALLOWED".to_owned(), |number| format!("errno {number}"));

@@ -76,6 +76,9 @@ impl Digests {
     }
 }
 
+/// A file that could not be scanned: its verdict, and why.
+type Failure = (Verdict, String);
+
 /// Reads and scans one file. Every way to end is a verdict.
 #[must_use]
 pub fn scan(
@@ -88,11 +91,9 @@ pub fn scan(
     let start = Instant::now();
     let mut answer = match verdict(scanners, seen, request, file, buffer, start) {
         Ok(answer) => answer,
-        Err(detail) => Scanned {
-            verdict: Verdict::Failed as i32,
-            detail: clip(&detail, TEXT_BYTES_MAX),
-            ..Default::default()
-        },
+        Err((verdict, detail)) => {
+            Scanned { verdict: verdict as i32, detail: clip(&detail, TEXT_BYTES_MAX), ..Default::default() }
+        }
     };
     if buffer.capacity() > BUFFER_KEPT_BYTES_MAX {
         *buffer = Vec::new();
@@ -109,12 +110,14 @@ fn verdict(
     file: &OwnedFd,
     buffer: &mut Vec<u8>,
     start: Instant,
-) -> Result<Scanned, String> {
-    let stat =
-        || rustix::fs::fstat(file).map_err(|error| format!("the file could not be looked at: {error}"));
+) -> Result<Scanned, Failure> {
+    let failed = |detail: String| (Verdict::Failed, detail);
+    let stat = || {
+        rustix::fs::fstat(file).map_err(|error| failed(format!("the file could not be looked at: {error}")))
+    };
     let before = stat()?;
     if !rustix::fs::FileType::from_raw_mode(before.st_mode).is_file() {
-        return Err("it is not a regular file".into());
+        return Err(failed("it is not a regular file".into()));
     }
     let size = u64::try_from(before.st_size).unwrap_or(0);
     let deadline = start + Duration::from_millis(request.timeout_ms);
@@ -123,8 +126,7 @@ fn verdict(
     let mut ended = Ok(());
     let (parts, which) = parts(file, &before, size, request.size_max_bytes);
     for (offset, length) in parts {
-        read(file, offset, length, size, buffer)
-            .map_err(|error| format!("the file could not be read: {error}"))?;
+        read(file, (offset, length), size, buffer, deadline)?;
         findings.hash(buffer);
         let (scanner, lasting) = scanners.for_content(buffer);
         let digest = (whole && lasting).then(|| *findings.digests.blake3.finalize().as_bytes());
@@ -177,7 +179,7 @@ fn hash_whole(
         if Instant::now() >= deadline {
             return Err("; the hash lists were not asked, for there was no time to read it");
         }
-        if read(file, offset, block, size - offset.min(size), buffer).is_err() {
+        if read(file, (offset, block), size - offset.min(size), buffer, deadline).is_err() {
             return Err("; the hash lists were not asked, for it could not be read");
         }
         if buffer.is_empty() {
@@ -227,31 +229,42 @@ fn data_runs(file: &OwnedFd, size: u64, max: u64) -> Option<Vec<(u64, u64)>> {
 
 fn read(
     file: &OwnedFd,
-    offset: u64,
-    length: u64,
+    (offset, length): (u64, u64),
     size_hint: u64,
     buffer: &mut Vec<u8>,
-) -> rustix::io::Result<()> {
+    deadline: Instant,
+) -> Result<(), Failure> {
     buffer.clear();
     let max = usize::try_from(length).unwrap_or(usize::MAX);
     // One more than its size, so that the end is seen without growing.
     let hint = usize::try_from(size_hint.saturating_add(1)).unwrap_or(usize::MAX);
-    buffer.reserve_exact(hint.min(max));
+    make_room(buffer, hint.min(max))?;
     while buffer.len() < max {
         if buffer.len() == buffer.capacity() {
-            buffer.reserve_exact(READ_BYTES.min(max - buffer.len()));
+            make_room(buffer, READ_BYTES.min(max - buffer.len()))?;
         }
         let at = offset + buffer.len() as u64;
         match rustix::io::pread(file.as_fd(), rustix::buffer::spare_capacity(buffer), at) {
             Ok(0) => break,
             // Less than asked for, and the size that it should have: that was the end.
             Ok(_) if offset == 0 && buffer.len() as u64 == size_hint => break,
+            // A file that comes in drops, such as some of /proc, must not last until the agent takes this worker for
+            // stuck.
+            Ok(_) if Instant::now() >= deadline => {
+                return Err((Verdict::TimedOut, "reading the file took too long".to_owned()));
+            }
             Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err((Verdict::Failed, format!("the file could not be read: {error}"))),
         }
     }
     buffer.truncate(max);
     Ok(())
+}
+
+/// Without memory the file has no verdict; the worker lives on.
+fn make_room(buffer: &mut Vec<u8>, bytes: usize) -> Result<(), Failure> {
+    let room = buffer.try_reserve_exact(bytes);
+    room.map_err(|_| (Verdict::Failed, "there is no memory for the file".to_owned()))
 }
 
 impl Findings {

@@ -238,7 +238,8 @@ fn everything_that_may_gate_is_told_right_for_every_beginning() {
         }
     }
     let files = [RuleFile { name: "f".into(), text: text.into_bytes() }];
-    let errors: Vec<_> = compile(&files).problems.into_iter().filter(|problem| problem.error).collect();
+    let errors: Vec<_> =
+        compile(&files, &mut |_| {}).problems.into_iter().filter(|problem| problem.error).collect();
     assert!(errors.is_empty(), "{errors:?}");
     let both = Both::unjoined(&files);
     assert!(both.plan.sets.len() > 6, "most classes differ");
@@ -268,7 +269,8 @@ fn the_rules_of_a_class_match_what_all_rules_match() {
         let files: Vec<RuleFile> =
             (0..maker.random.random_range(1..=FILES_MAX)).map(|name| maker.file(name)).collect();
         let both = Both::unjoined(&files);
-        let errors: Vec<_> = compile(&files).problems.into_iter().filter(|problem| problem.error).collect();
+        let errors: Vec<_> =
+            compile(&files, &mut |_| {}).problems.into_iter().filter(|problem| problem.error).collect();
         assert!(errors.is_empty(), "seed {seed}: made-up rules compile: {errors:?}");
         several += usize::from(both.plan.sets.len() > 1);
         fewer += usize::from(both.rules_of_sets().iter().any(|rules| *rules < both.rules()));

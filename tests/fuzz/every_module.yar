@@ -16,7 +16,7 @@ rule text_wide { strings: $a = "KERNEL32" nocase wide ascii condition: $a }
 rule text_encoded { strings: $a = "vidette-control" base64 $b = "vidette-control" xor(1-255) condition: any of them }
 rule text_regex { strings: $a = /name[0-9]{1,5}[a-z]?/ $b = /[Cc]:\\[a-z]{2,20}\\/ condition: any of them }
 rule text_hex { strings: $a = { 4D 5A [0-64] 50 45 ?? 00 } $b = { 50 4B ( 03 04 | 05 06 | 06 06 ) } condition: any of them }
-rule text_many { strings: $a = { 00 00 00 00 00 00 00 00 } condition: #a > 10 and @a[2] > 4 and !a[1] == 8 }
+rule text_many { strings: $a = "main" condition: #a > 2 and @a[2] > 4 and !a[1] == 4 }
 
 rule pe_is { condition: pe.is_pe }
 rule pe_kind { condition: pe.is_32bit() or pe.is_dll() }

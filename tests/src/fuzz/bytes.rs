@@ -58,13 +58,13 @@ impl Writer {
 
     /// Each as four bytes.
     pub fn u32s(&mut self, values: &[u32]) -> &mut Self {
-        values.iter().for_each(|value| drop(self.u32(*value)));
+        values.iter().for_each(|value| self.u32(*value).end());
         self
     }
 
     /// Each as two bytes.
     pub fn u16s(&mut self, values: &[u16]) -> &mut Self {
-        values.iter().for_each(|value| drop(self.u16(*value)));
+        values.iter().for_each(|value| self.u16(*value).end());
         self
     }
 
@@ -81,7 +81,7 @@ impl Writer {
 
     /// A text as UTF-16, without a zero.
     pub fn utf16(&mut self, text: &str) -> &mut Self {
-        text.encode_utf16().for_each(|unit| drop(self.u16(unit)));
+        text.encode_utf16().for_each(|unit| self.u16(unit).end());
         self
     }
 
@@ -102,6 +102,9 @@ impl Writer {
         self.bytes.resize(self.bytes.len().max(at as usize), 0);
         self
     }
+
+    /// Nothing: where a closure has to give nothing.
+    pub fn end(&self) {}
 
     /// Fills in four bytes at a place that was passed.
     pub fn put_u32(&mut self, at: u32, value: u32) {

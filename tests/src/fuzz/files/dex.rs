@@ -19,7 +19,7 @@ pub fn make(random: &mut StdRng) -> Vec<u8> {
     places[0] = w.at();
     w.zeros(4 * strings as usize);
     places[1] = w.at();
-    (0..types).for_each(|_| drop(w.u32(random.random_range(0..strings))));
+    (0..types).for_each(|_| w.u32(random.random_range(0..strings)).end());
     places[2] = w.at();
     for _ in 0..protos {
         w.u32s(&[random.random_range(0..strings), random.random_range(0..types), 0]);
@@ -49,7 +49,7 @@ pub fn make(random: &mut StdRng) -> Vec<u8> {
     let size = w.at();
     let mut front = Writer::little();
     front.raw(b"dex\n").text(version).u32(0).zeros(20).u32s(&[size, header, 0x1234_5678, 0, 0, map]);
-    places.iter().zip(&counts).for_each(|(at, count)| drop(front.u32s(&[*count, *at])));
+    places.iter().zip(&counts).for_each(|(at, count)| front.u32s(&[*count, *at]).end());
     front.u32s(&[size - data, data]);
     if header > HEADER {
         front.u32s(&[size, 0]);

@@ -171,7 +171,7 @@ fn rows(random: &mut StdRng, names: &[u16], blobs: &[u16]) -> Vec<u8> {
     let bits = present.fold(0u64, |bits, ((number, _), _)| bits | 1 << number);
     let mut w = Writer::little();
     w.u32(0).raw(&[2, 0, 0, 1]).u64(bits).u64(0);
-    counts.iter().filter(|count| **count > 0).for_each(|count| drop(w.u32(*count)));
+    counts.iter().filter(|count| **count > 0).for_each(|count| w.u32(*count).end());
     for ((_, columns), count) in tables.iter().zip(&counts) {
         for _ in 0..*count {
             columns.iter().for_each(|column| cell(random, &mut w, *column, names, blobs));

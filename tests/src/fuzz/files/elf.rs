@@ -19,20 +19,20 @@ pub fn make(random: &mut StdRng) -> Vec<u8> {
     w.text("/lib64/ld-linux-x86-64.so.2");
     let mut texts = Texts { bytes: vec![0] };
     let mut sections: Vec<Placed> = vec![(0, 0, 0, 0, 0)];
-    let code = place(&mut w, |w| drop(w.raw(&[0x90; 24])));
+    let code = place(&mut w, |w| w.raw(&[0x90; 24]).end());
     sections.push((texts.add(".text"), 1, code.0, code.1, 0));
     for (symbols, strings, kind) in [(".dynsym", ".dynstr", 11), (".symtab", ".strtab", 2)] {
         let mut own = Texts { bytes: vec![0] };
         let table = place(&mut w, |w| symbols_of(random, w, wide, &mut own));
         let link = u32::try_from(sections.len()).unwrap_or(0) + 1;
         sections.push((texts.add(symbols), kind, table.0, table.1, link));
-        let names = place(&mut w, |w| drop(w.raw(&own.bytes)));
+        let names = place(&mut w, |w| w.raw(&own.bytes).end());
         sections.push((texts.add(strings), 3, names.0, names.1, 0));
     }
     let dynamic = place(&mut w, |w| dynamic(random, w, wide));
     sections.push((texts.add(".dynamic"), 6, dynamic.0, dynamic.1, 3));
     let own = texts.add(".shstrtab");
-    let names = place(&mut w, |w| drop(w.raw(&texts.bytes)));
+    let names = place(&mut w, |w| w.raw(&texts.bytes).end());
     sections.push((own, 3, names.0, names.1, 0));
     let sections_at = w.align(8).at();
     for section in &sections {

@@ -42,11 +42,11 @@ fn items(random: &mut StdRng, w: &mut Writer) {
     for _ in 0..random.random_range(0..4) {
         let mut item = Writer::little();
         match random.random_range(0..5) {
-            0 => drop(item.raw(&[0x1f, 0x50]).raw(&random.random::<[u8; 16]>())),
-            1 => drop(item.raw(&[0x2f]).raw(b"C:\\\0").zeros(18)),
+            0 => item.raw(&[0x1f, 0x50]).raw(&random.random::<[u8; 16]>()).end(),
+            1 => item.raw(&[0x2f]).raw(b"C:\\\0").zeros(18).end(),
             2 => file_entry(random, &mut item),
-            3 => drop(item.raw(&[0x42, 0]).u8(0x80).text("\\\\server\\share").text("Microsoft Network")),
-            _ => drop(item.u8(random.random()).raw(&random.random::<[u8; 24]>())),
+            3 => item.raw(&[0x42, 0]).u8(0x80).text("\\\\server\\share").text("Microsoft Network").end(),
+            _ => item.u8(random.random()).raw(&random.random::<[u8; 24]>()).end(),
         }
         list.u16(u16::try_from(item.at()).unwrap_or(0) + 2).raw(&item.bytes);
     }

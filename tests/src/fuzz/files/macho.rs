@@ -30,7 +30,7 @@ fn fat(random: &mut StdRng) -> Vec<u8> {
         at = (at + file.len() as u64).next_multiple_of(256);
     }
     w.fill_to(4096);
-    files.iter().for_each(|file| drop(w.raw(file).align(256)));
+    files.iter().for_each(|file| w.raw(file).align(256).end());
     w.bytes
 }
 
@@ -61,20 +61,20 @@ fn thin(random: &mut StdRng) -> Vec<u8> {
         }
         let mut c = Writer::ordered(big);
         match number {
-            2 => drop(c.u32s(&[symbols.0, count, names.0, names.1])),
-            0xb => drop(c.u32s(&[0, 1, 1, 1, 2, count]).zeros(48)),
-            0xc | 0xd => drop(c.u32s(&[24, 2, 0x1_0000, 0x1_0000]).text(&format!("/usr/lib/{}", name(random)))),
-            0xe => drop(c.u32(12).text("/usr/lib/dyld")),
-            0x1b => drop(c.raw(&random.random::<[u8; 16]>())),
-            0x8000_001c => drop(c.u32(12).text("@executable_path/../Frameworks")),
-            0x8000_0022 => drop(c.u32s(&[0, 0, binds.0, binds.1, 0, 0, binds.0, binds.1, exports.0, exports.1])),
-            0x8000_0033 => drop(c.u32s(&[exports.0, exports.1])),
-            0x1d => drop(c.u32s(&[signature.0, signature.1])),
-            0x24 => drop(c.u32s(&[0x000a_0f00, 0x000b_0000])),
-            0x2a => drop(c.u64(random.random())),
-            0x32 => drop(c.u32s(&[1, 0x000b_0000, 0x000c_0000, 1, 3, 0x0300_0000])),
-            0x8000_0028 => drop(c.u64(0x800).u64(0)),
-            _ => drop(c.u32(2).text("-framework").text("Cocoa")),
+            2 => c.u32s(&[symbols.0, count, names.0, names.1]).end(),
+            0xb => c.u32s(&[0, 1, 1, 1, 2, count]).zeros(48).end(),
+            0xc | 0xd => c.u32s(&[24, 2, 0x1_0000, 0x1_0000]).text(&format!("/usr/lib/{}", name(random))).end(),
+            0xe => c.u32(12).text("/usr/lib/dyld").end(),
+            0x1b => c.raw(&random.random::<[u8; 16]>()).end(),
+            0x8000_001c => c.u32(12).text("@executable_path/../Frameworks").end(),
+            0x8000_0022 => c.u32s(&[0, 0, binds.0, binds.1, 0, 0, binds.0, binds.1, exports.0, exports.1]).end(),
+            0x8000_0033 => c.u32s(&[exports.0, exports.1]).end(),
+            0x1d => c.u32s(&[signature.0, signature.1]).end(),
+            0x24 => c.u32s(&[0x000a_0f00, 0x000b_0000]).end(),
+            0x2a => c.u64(random.random()).end(),
+            0x32 => c.u32s(&[1, 0x000b_0000, 0x000c_0000, 1, 3, 0x0300_0000]).end(),
+            0x8000_0028 => c.u64(0x800).u64(0).end(),
+            _ => c.u32(2).text("-framework").text("Cocoa").end(),
         }
         c.align(8);
         commands.u32s(&[number, c.at() + 8]).raw(&c.bytes);

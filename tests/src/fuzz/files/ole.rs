@@ -15,7 +15,7 @@ pub fn make(random: &mut StdRng) -> Vec<u8> {
     let mut w = Writer::little();
     w.raw(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1").zeros(16).u16s(&[0x3e, version, 0xfffe, shift, 6]).zeros(6);
     w.u32s(&[0, 1, 1, 0, 4096, 3, 1, END, 0, 0]);
-    (1..109).for_each(|_| drop(w.u32(NONE)));
+    (1..109).for_each(|_| w.u32(NONE).end());
     w.align(sector);
     // Sector 0 is the table itself, 1 the folder, 2 the content, 3 the table of small streams.
     w.u32s(&[ALLOCATION, END, one_of(random, &[END, 2, 1]), END]);

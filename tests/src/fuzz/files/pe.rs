@@ -87,7 +87,7 @@ fn header(random: &mut StdRng, wide: bool, directories: &[(u32, u32)], size: u32
         w.word(wide, size);
     }
     w.u32s(&[0, 16]);
-    directories.iter().for_each(|(rva, size)| drop(w.u32s(&[*rva, *size])));
+    directories.iter().for_each(|(rva, size)| w.u32s(&[*rva, *size]).end());
     w.raw(b".text\0\0\0").u32s(&[size, RVA, size, RAW, 0, 0]).u16s(&[0, 0]).u32(0xe000_0020);
     w.bytes.truncate(RAW as usize);
     w.bytes
@@ -142,7 +142,7 @@ fn thunks(random: &mut StdRng, s: &mut Section, wide: bool) -> u32 {
     }
     s.0.align(8);
     let at = s.rva();
-    thunks.iter().for_each(|thunk| drop(s.0.word(wide, *thunk)));
+    thunks.iter().for_each(|thunk| s.0.word(wide, *thunk).end());
     s.0.word(wide, 0);
     at
 }
@@ -168,7 +168,7 @@ fn exports(random: &mut StdRng, s: &mut Section, _wide: bool) {
     let pointers = s.rva();
     s.0.u32s(&names);
     let numbers = s.rva();
-    (0..count).for_each(|number| drop(s.0.u16(u16::try_from(number).unwrap_or(0))));
+    (0..count).for_each(|number| s.0.u16(u16::try_from(number).unwrap_or(0)).end());
     for (offset, value) in
         [(12, dll), (16, 1), (20, count), (24, count), (28, functions), (32, pointers), (36, numbers)]
     {

@@ -75,7 +75,8 @@ rule dotnet_constants { condition: dotnet.number_of_constants > 0 }
 rule dotnet_fields { condition: dotnet.number_of_field_offsets > 0 }
 rule dotnet_library { condition: dotnet.typelib matches /./ }
 
-rule elf_is { condition: elf.type == elf.ET_EXEC or elf.type == elf.ET_DYN }
+rule elf_is { condition: defined elf.type }
+rule elf_runs { condition: elf.type == elf.ET_EXEC or elf.type == elf.ET_DYN }
 rule elf_machine { condition: elf.machine == elf.EM_X86_64 or elf.machine == elf.EM_MIPS }
 rule elf_entry { condition: elf.entry_point > 0 }
 rule elf_sections { condition: for any section in elf.sections : ( section.name == ".text" and section.size > 0 ) }

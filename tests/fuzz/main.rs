@@ -78,9 +78,10 @@ fn replay(target: &mut dyn Target, files: &[PathBuf]) -> anyhow::Result<ExitCode
 }
 
 fn fuzz(target: &mut dyn Target, how: &How) -> anyhow::Result<ExitCode> {
-    let folder = how.corpus.clone().unwrap_or_else(|| {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpora").join(target.name())
-    });
+    let folder = how
+        .corpus
+        .clone()
+        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpora").join(target.name()));
     let seeds = if folder.is_dir() { Corpus::load(&folder)? } else { Vec::new() };
     let options = Options {
         seed: how.seed.unwrap_or_else(rand::random),
@@ -99,7 +100,9 @@ fn fuzz(target: &mut dyn Target, how: &How) -> anyhow::Result<ExitCode> {
 }
 
 fn print(target: &str, report: &Report, corpus: &Corpus) -> anyhow::Result<()> {
-    println!("\n| target | executions | a second | behaviours | deaths | hangs | violations | limits | spread |");
+    println!(
+        "\n| target | executions | a second | behaviours | deaths | hangs | violations | limits | spread |"
+    );
     println!("|---|---|---|---|---|---|---|---|---|");
     let kinds = [Kind::Died, Kind::Hung, Kind::Violation, Kind::Limit, Kind::Spread];
     let counts = kinds.map(|kind| report.count(kind).to_string()).join(" | ");
@@ -118,7 +121,8 @@ fn print(target: &str, report: &Report, corpus: &Corpus) -> anyhow::Result<()> {
 /// `VmHWM` of proc(5), which is in KiB: an answer that fills the parent's memory shows there.
 fn peak_bytes() -> anyhow::Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no peak of memory is told")?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no peak of memory is told")?;
     let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kib << 10)
 }

@@ -10,7 +10,8 @@ use vidette_tests::programs::binary;
 
 /// All corpora together. Bytes.
 const CORPORA_BYTES_MAX: usize = 300 << 10;
-/// Inputs whose names begin so kill a worker, each for a reason of its own.
+/// Inputs whose names begin so may kill a worker, each for a reason of its own: `section-sum` is a sum in YARA-X's
+/// `pe.section_index` that overflows, which ends a worker that is built with checks.
 const KILLER: &str = "kills-";
 
 fn folder(target: &str) -> PathBuf {
@@ -29,7 +30,7 @@ fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// Every input alone in its verdict: the killers by their names, nobody else.
+/// Every input is answered, and the killers alone may kill.
 fn replay(target: &mut dyn Target) {
     let files = corpus(target.name());
     assert!(files.len() > 10, "the corpus of {} is empty", target.name());
@@ -40,7 +41,7 @@ fn replay(target: &mut dyn Target) {
         for ((name, _), observed) in batch.iter().zip(observed) {
             match observed.finding {
                 Some((Kind::Died | Kind::Hung, _)) if name.starts_with(KILLER) => {}
-                None if !name.starts_with(KILLER) => {}
+                None => {}
                 finding => panic!("{} {name}: {finding:?}", target.name()),
             }
         }
@@ -104,7 +105,10 @@ fn what_is_generated_is_what_it_says() {
 
 #[test]
 fn the_corpora_are_small() {
-    let bytes: usize =
-        ["scan", "rules", "answers"].iter().flat_map(|target| corpus(target)).map(|(_, input)| input.len()).sum();
+    let bytes: usize = ["scan", "rules", "answers"]
+        .iter()
+        .flat_map(|target| corpus(target))
+        .map(|(_, input)| input.len())
+        .sum();
     assert!(bytes <= CORPORA_BYTES_MAX, "{bytes} bytes");
 }

@@ -11,13 +11,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 use vidette_agent::sys::sandbox::COMPILED_BYTES_MAX;
 use vidette_agent::worker::messages::{
-    ANSWER_BYTES_MAX, Answer, Compiled, CompiledSet, FILES_AT_ONCE_MAX, Loaded, PROBLEMS_MAX, Problem, RawAnswer, Ready,
-    SETS_MAX, Say, Scanned, ScannedFiles,
+    ANSWER_BYTES_MAX, Answer, Compiled, CompiledSet, FILES_AT_ONCE_MAX, Loaded, PROBLEMS_MAX, Problem,
+    RawAnswer, Ready, SETS_MAX, Say, Scanned, ScannedFiles,
 };
 use vidette_agent::worker::{SIZE_BYTES_MAX, Scan};
 use vidette_protocol::limits::{
-    EVENT_BYTES_MAX, LIST_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, PATTERN_DATA_BYTES_MAX, PATTERNS_MAX, RULES_MAX,
-    TEXT_BYTES_MAX,
+    EVENT_BYTES_MAX, LIST_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, PATTERN_DATA_BYTES_MAX, PATTERNS_MAX,
+    RULES_MAX, TEXT_BYTES_MAX,
 };
 use vidette_protocol::wire::{self, RuleMatch, Verdict};
 
@@ -88,14 +88,16 @@ fn decode(input: &[u8]) -> Observed {
 pub fn broken(answer: &Answer) -> Option<&'static str> {
     let long = |text: &str, max: usize| text.len() > max;
     match answer {
-        Answer::Ready(ready) => {
-            (long(&ready.landlock, NAME_BYTES_MAX) || long(&ready.failure, TEXT_BYTES_MAX)).then_some("a long text")
-        }
+        Answer::Ready(ready) => (long(&ready.landlock, NAME_BYTES_MAX)
+            || long(&ready.failure, TEXT_BYTES_MAX))
+        .then_some("a long text"),
         Answer::Loaded(version) => long(version, NAME_BYTES_MAX).then_some("a long version"),
         Answer::Dying(reason) => long(reason, TEXT_BYTES_MAX).then_some("long last words"),
         Answer::Compiling(_) => None,
         Answer::Compiled(loaded, sets) => broken_problems(loaded).or_else(|| broken_sets(sets)),
-        Answer::Scanned(files) if !(1..=FILES_AT_ONCE_MAX).contains(&files.len()) => Some("a bad number of files"),
+        Answer::Scanned(files) if !(1..=FILES_AT_ONCE_MAX).contains(&files.len()) => {
+            Some("a bad number of files")
+        }
         Answer::Scanned(files) => files.iter().find_map(|(_, scan)| broken_scan(scan)),
     }
 }
@@ -124,7 +126,8 @@ fn broken_sets(sets: &[CompiledSet]) -> Option<&'static str> {
     if lengths > u128::from(COMPILED_BYTES_MAX) || !sets.iter().all(inside) {
         return Some("a set beyond its file");
     }
-    (sets.len() > SETS_MAX || sets.iter().any(|set| set.blake3.len() != 32)).then_some("many sets, or without digest")
+    (sets.len() > SETS_MAX || sets.iter().any(|set| set.blake3.len() != 32))
+        .then_some("many sets, or without digest")
 }
 
 fn broken_scan(scan: &Scan) -> Option<&'static str> {
@@ -153,13 +156,15 @@ fn broken_scan(scan: &Scan) -> Option<&'static str> {
 
 fn broken_rule(rule: &RuleMatch) -> Option<&'static str> {
     let texts = [&rule.id, &rule.description, &rule.author, &rule.reference];
-    let long_list = |list: &Vec<String>| {
-        list.len() > LIST_MAX || list.iter().any(|text| text.len() > NAME_BYTES_MAX)
-    };
+    let long_list =
+        |list: &Vec<String>| list.len() > LIST_MAX || list.iter().any(|text| text.len() > NAME_BYTES_MAX);
     if rule.name.len() > NAME_BYTES_MAX || rule.namespace.len() > PATH_BYTES_MAX {
         return Some("a long name");
     }
-    if texts.iter().any(|text| text.len() > TEXT_BYTES_MAX) || long_list(&rule.tags) || long_list(&rule.techniques) {
+    if texts.iter().any(|text| text.len() > TEXT_BYTES_MAX)
+        || long_list(&rule.tags)
+        || long_list(&rule.techniques)
+    {
         return Some("a long text or list");
     }
     if !(1..=5).contains(&rule.severity) {
@@ -179,7 +184,9 @@ fn marks(answer: &Answer) -> Vec<String> {
         Answer::Loaded(version) => vec![log("version", version.len())],
         Answer::Dying(reason) => vec![log("dying", reason.len())],
         Answer::Compiling(_) => vec!["compiling".into()],
-        Answer::Compiled(loaded, sets) => vec![log("problems", loaded.problems.len()), log("sets", sets.len())],
+        Answer::Compiled(loaded, sets) => {
+            vec![log("problems", loaded.problems.len()), log("sets", sets.len())]
+        }
         Answer::Scanned(files) => {
             let mut marks = vec![log("files", files.len())];
             for (_, scan) in files {
@@ -216,10 +223,16 @@ fn compiled(random: &mut StdRng) -> Compiled {
         error: random.random(),
     };
     let problems = (0..random.random_range(0..6)).map(|_| problem(random)).collect();
-    let loaded = Loaded { version: name(random), rules: random.random(), problems, problems_left_out: random.random() };
+    let loaded = Loaded {
+        version: name(random),
+        rules: random.random(),
+        problems,
+        problems_left_out: random.random(),
+    };
     let (mut sets, mut offset, mut left) = (Vec::new(), 0, u32::MAX);
     while left != 0 {
-        let classes = if sets.len() > 3 { left } else { left & (random.random::<u32>() | 1 << left.trailing_zeros()) };
+        let classes =
+            if sets.len() > 3 { left } else { left & (random.random::<u32>() | 1 << left.trailing_zeros()) };
         let length = random.random_range(1..4096);
         sets.push(CompiledSet { classes, offset, length, blake3: vec![7; 32], rules: random.random() });
         (offset, left) = (offset + length, left & !classes);

@@ -136,7 +136,16 @@ fn blow_up_length(random: &mut StdRng, input: &mut Vec<u8>) {
         if value == 0 || value > size {
             continue;
         }
-        let near = [size, size - 1, size + 1, u64::MAX - value, u64::MAX, value << 8, value.wrapping_neg(), size - value];
+        let near = [
+            size,
+            size - 1,
+            size + 1,
+            u64::MAX - value,
+            u64::MAX,
+            value << 8,
+            value.wrapping_neg(),
+            size - value,
+        ];
         let value = near[random.random_range(0..near.len())];
         return put(random, input, at, width, value);
     }
@@ -157,7 +166,8 @@ fn near_number(random: &mut StdRng, input: &mut Vec<u8>) {
     let width = width(random);
     let Some(at) = place(random, input, width) else { return };
     let big_endian = random.random_bool(0.2);
-    let mut bytes = number(input, at, width, big_endian).wrapping_add_signed(random.random_range(-35..=35)).to_le_bytes();
+    let mut bytes =
+        number(input, at, width, big_endian).wrapping_add_signed(random.random_range(-35..=35)).to_le_bytes();
     if big_endian {
         bytes[..width].reverse();
     }

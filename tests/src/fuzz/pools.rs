@@ -136,7 +136,8 @@ pub fn next_is_scanned(pool: &mut Pool) -> anyhow::Result<Option<(Kind, String)>
         | Output::Loaded(_)
         | Output::RulesRefused { .. } => None,
     })?;
-    let found = matches!(&outcome, Outcome::Scanned(scan) if scan.rules.iter().any(|rule| rule.name == "control"));
+    let found =
+        matches!(&outcome, Outcome::Scanned(scan) if scan.rules.iter().any(|rule| rule.name == "control"));
     Ok((!found).then(|| (Kind::Spread, format!("the next file was not found to be what it is: {outcome:?}"))))
 }
 

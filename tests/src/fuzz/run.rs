@@ -148,7 +148,13 @@ impl Session<'_> {
         }
     }
 
-    fn found(&mut self, target: &mut dyn Target, input: &[u8], kind: Kind, detail: String) -> anyhow::Result<()> {
+    fn found(
+        &mut self,
+        target: &mut dyn Target,
+        input: &[u8],
+        kind: Kind,
+        detail: String,
+    ) -> anyhow::Result<()> {
         *self.report.wrong.entry(kind).or_default() += 1;
         let key = format!("{} {}", kind.word(), place_of(&detail));
         if let Some(known) = self.report.findings.get_mut(&key) {
@@ -176,7 +182,8 @@ impl Session<'_> {
     ) -> anyhow::Result<PathBuf> {
         let small = minimise::minimise(input, Instant::now() + MINIMISE_TIME, |input| {
             let observed = target.run(&[input.to_vec()])?;
-            let same = |(other, detail): &(Kind, String)| format!("{} {}", other.word(), place_of(detail)) == key;
+            let same =
+                |(other, detail): &(Kind, String)| format!("{} {}", other.word(), place_of(detail)) == key;
             Ok(observed.first().and_then(|one| one.finding.as_ref()).is_some_and(same))
         })?;
         std::fs::create_dir_all(folder)?;
@@ -276,7 +283,8 @@ mod tests {
         let run = || {
             let mut target = Touchy { ran: Vec::new() };
             let options = Options { learn: false, ..options(None) };
-            let (report, _) = fuzz(&mut target, vec![vec![1; 40], vec![2; 40]], &options, &mut |_| {}).unwrap();
+            let (report, _) =
+                fuzz(&mut target, vec![vec![1; 40], vec![2; 40]], &options, &mut |_| {}).unwrap();
             assert_eq!(report.corpus, 2);
             target.ran
         };

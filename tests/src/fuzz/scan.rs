@@ -62,7 +62,11 @@ impl Scan {
         let problems = pools::wait_for(&mut pool, outputs, |output| match output {
             Output::Loaded(loaded) => {
                 let errors = loaded.problems.into_iter().filter(|problem| problem.error);
-                Some(errors.map(|error| format!("{} line {}: {}", error.file, error.line, error.message)).collect())
+                Some(
+                    errors
+                        .map(|error| format!("{} line {}: {}", error.file, error.line, error.message))
+                        .collect(),
+                )
             }
             Output::Unavailable(reason) | Output::RulesRefused { reason, .. } => Some(vec![reason]),
             Output::Done(_) | Output::Started(_) | Output::Died(_) => None,

@@ -10,13 +10,67 @@ const DEPTH_MAX: u32 = 5;
 
 /// What the language is made of.
 pub const WORDS: &[&[u8]] = &[
-    b"rule ", b"private ", b"global ", b"meta:", b"strings:", b"condition:", b"import \"pe\"\n", b"include \"/etc/passwd\"\n",
-    b" and ", b" or ", b"not ", b"defined ", b"for all i in (0..filesize) : ( ", b"for any of them : ( $ ", b"any of them",
-    b"all of ($*)", b"none of ", b"filesize", b"entrypoint", b"uint32(", b"$", b"#a", b"@a[", b"!a[", b" at ", b" in (0..",
-    b"{ ?? [0-] ?? }", b"{ ( 00 | 01 ) ~00 }", b"/(a+)+$/", b"/a{0,65535}/", b"/\\x00*?/s", b"nocase ", b"wide ", b"xor(0-255)",
-    b"base64(\"", b"fullword", b" matches /", b" contains \"", b" << ", b" % 0", b"-9223372036854775808", b"0xffffffffffffffff",
-    b"1KB", b"9999999999MB", b"with x = 1 : ( ", b"pe.sections[", b"hash.md5(0, filesize)", b"math.entropy(", b"\xff\xfe", b"/*", b"*/",
-    b"//", b"\"", b"\\", b"(", b")", b"{", b"}", b"[", b"]", b"\n",
+    b"rule ",
+    b"private ",
+    b"global ",
+    b"meta:",
+    b"strings:",
+    b"condition:",
+    b"import \"pe\"\n",
+    b"include \"/etc/passwd\"\n",
+    b" and ",
+    b" or ",
+    b"not ",
+    b"defined ",
+    b"for all i in (0..filesize) : ( ",
+    b"for any of them : ( $ ",
+    b"any of them",
+    b"all of ($*)",
+    b"none of ",
+    b"filesize",
+    b"entrypoint",
+    b"uint32(",
+    b"$",
+    b"#a",
+    b"@a[",
+    b"!a[",
+    b" at ",
+    b" in (0..",
+    b"{ ?? [0-] ?? }",
+    b"{ ( 00 | 01 ) ~00 }",
+    b"/(a+)+$/",
+    b"/a{0,65535}/",
+    b"/\\x00*?/s",
+    b"nocase ",
+    b"wide ",
+    b"xor(0-255)",
+    b"base64(\"",
+    b"fullword",
+    b" matches /",
+    b" contains \"",
+    b" << ",
+    b" % 0",
+    b"-9223372036854775808",
+    b"0xffffffffffffffff",
+    b"1KB",
+    b"9999999999MB",
+    b"with x = 1 : ( ",
+    b"pe.sections[",
+    b"hash.md5(0, filesize)",
+    b"math.entropy(",
+    b"\xff\xfe",
+    b"/*",
+    b"*/",
+    b"//",
+    b"\"",
+    b"\\",
+    b"(",
+    b")",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b"\n",
 ];
 
 /// One file of rules.
@@ -52,16 +106,34 @@ fn pattern(random: &mut StdRng) -> String {
     let text = one_of(random, &["needle", "a\\x00b\\n", "longer text with words", "ab"]);
     match random.random_range(0..4) {
         0 => {
-            let hex = ["4D 5A ?? 5", "E? [2-4] ( 01 02 | 03 ?? ) ", "~00 11 22 [4-] 33", "90 [-] 90 90 90 90"];
+            let hex =
+                ["4D 5A ?? 5", "E? [2-4] ( 01 02 | 03 ?? ) ", "~00 11 22 [4-] 33", "90 [-] 90 90 90 90"];
             let hex = one_of(random, &hex).trim_end_matches(" 5");
             format!("{{ 41 42 43 44 {hex} }}")
         }
         1 => {
-            let part = ["abcd[0-9]{2,8}", "(foo|ba+r)?end", "https?:\\/\\/[a-z.]{3,60}\\/x", "\\bword\\b.{0,40}tail", "^head.*?tail$"];
+            let part = [
+                "abcd[0-9]{2,8}",
+                "(foo|ba+r)?end",
+                "https?:\\/\\/[a-z.]{3,60}\\/x",
+                "\\bword\\b.{0,40}tail",
+                "^head.*?tail$",
+            ];
             format!("/{}/{}", one_of(random, &part), one_of(random, &["", "i", "s", "is"]))
         }
         _ => {
-            let flags = ["", "nocase", "wide ascii", "fullword", "xor", "xor(1-9)", "base64", "base64wide", "private", "nocase wide"];
+            let flags = [
+                "",
+                "nocase",
+                "wide ascii",
+                "fullword",
+                "xor",
+                "xor(1-9)",
+                "base64",
+                "base64wide",
+                "private",
+                "nocase wide",
+            ];
             format!("\"{text}\" {}", one_of(random, &flags))
         }
     }
@@ -102,7 +174,12 @@ fn leaf(random: &mut StdRng, rule: u32) -> String {
         2 => "@c[1] < filesize \\ 2".into(),
         3 => "2 of ($a, $b, $c)".into(),
         4 => "50% of them".into(),
-        5 => format!("uint{}{}(0) == {}", one_of(random, &[8, 16, 32]), one_of(random, &["", "be"]), random.random::<u32>()),
+        5 => format!(
+            "uint{}{}(0) == {}",
+            one_of(random, &[8, 16, 32]),
+            one_of(random, &["", "be"]),
+            random.random::<u32>()
+        ),
         6 => "for all of them : ( # > 1 and @ > 4 )".into(),
         7 => "pe.number_of_sections > 3".into(),
         8 => "math.entropy(0, filesize) > 7.0".into(),

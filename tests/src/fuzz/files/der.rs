@@ -119,7 +119,8 @@ fn nested(random: &mut StdRng, depth: u32) -> Vec<u8> {
 }
 
 fn indirect(digest_oid: &[u8], digest: &[u8]) -> Vec<u8> {
-    let image = sequence(&[oid(SPC_PE_IMAGE), sequence(&[tlv(3, &[0]), tlv(0xa0, &tlv(0xa2, &tlv(0x80, b"")))])]);
+    let image =
+        sequence(&[oid(SPC_PE_IMAGE), sequence(&[tlv(3, &[0]), tlv(0xa0, &tlv(0xa2, &tlv(0x80, b"")))])]);
     sequence(&[image, sequence(&[algorithm(digest_oid), tlv(4, digest)])])
 }
 
@@ -134,7 +135,10 @@ fn signer(random: &mut StdRng, depth: u32) -> Vec<u8> {
     let mut attributes = vec![
         attribute(CONTENT_TYPE, &oid(SPC_INDIRECT)),
         attribute(MESSAGE_DIGEST, &tlv(4, &digest)),
-        attribute(SPC_OPUS, &sequence(&[tlv(0xa0, &tlv(0x80, b"\0p\0r\0o\0g")), tlv(0xa1, &tlv(0x80, b"http://x"))])),
+        attribute(
+            SPC_OPUS,
+            &sequence(&[tlv(0xa0, &tlv(0x80, b"\0p\0r\0o\0g")), tlv(0xa1, &tlv(0x80, b"http://x"))]),
+        ),
     ];
     if random.random_bool(0.5) {
         attributes.push(attribute(SIGNING_TIME, &tlv(0x17, b"240101000000Z")));

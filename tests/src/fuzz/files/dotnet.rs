@@ -58,7 +58,10 @@ pub fn write(random: &mut StdRng, w: &mut Writer, shift: u32) -> (u32, u32) {
     let metadata = metadata(random);
     w.raw(&metadata).align(4);
     let header = w.at();
-    w.u32(72).u16s(&[2, 5]).u32s(&[root + shift, header - root, 1, 0x0600_0001, resources + shift, 16]).zeros(40);
+    w.u32(72)
+        .u16s(&[2, 5])
+        .u32s(&[root + shift, header - root, 1, 0x0600_0001, resources + shift, 16])
+        .zeros(40);
     (header + shift, 72)
 }
 

@@ -81,7 +81,8 @@ fn symbols_of(random: &mut StdRng, w: &mut Writer, wide: bool, texts: &mut Texts
 
 fn dynamic(random: &mut StdRng, w: &mut Writer, wide: bool) {
     for _ in 0..random.random_range(0..6) {
-        w.word(wide, one_of(random, &[1, 5, 6, 10, 11, 12, 15, 29, 0x6fff_fef5])).word(wide, random.random_range(0..99));
+        w.word(wide, one_of(random, &[1, 5, 6, 10, 11, 12, 15, 29, 0x6fff_fef5]))
+            .word(wide, random.random_range(0..99));
     }
     w.word(wide, 0).word(wide, 0);
 }
@@ -106,9 +107,16 @@ fn write_header(
     (segment, entry): (usize, usize),
     count: usize,
 ) {
-    w.raw(b"\x7fELF").u8(1 + u8::from(wide)).u8(1 + u8::from(big)).raw(&[1, one_of(random, &[0, 3, 9])]).zeros(8);
+    w.raw(b"\x7fELF")
+        .u8(1 + u8::from(wide))
+        .u8(1 + u8::from(big))
+        .raw(&[1, one_of(random, &[0, 3, 9])])
+        .zeros(8);
     w.u16s(&[one_of(random, &[2, 3, 1, 4]), one_of(random, &[62, 3, 40, 183, 8, 20])]).u32(1);
-    w.word(wide, u64::from(segments) + 200).word(wide, u64::from(segments)).word(wide, u64::from(sections)).u32(0);
+    w.word(wide, u64::from(segments) + 200)
+        .word(wide, u64::from(segments))
+        .word(wide, u64::from(sections))
+        .u32(0);
     let small = |value: usize| u16::try_from(value).unwrap_or(0);
     w.u16s(&[if wide { 64 } else { 52 }, small(segment), 3, small(entry), small(count), small(count - 1)]);
 }

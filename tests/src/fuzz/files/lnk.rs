@@ -24,7 +24,11 @@ pub fn make(random: &mut StdRng) -> Vec<u8> {
         if flags & 1 << bit != 0 {
             let text = name(random);
             w.u16(u16::try_from(if unicode { text.encode_utf16().count() } else { text.len() }).unwrap_or(0));
-            if unicode { w.utf16(&text) } else { w.raw(text.as_bytes()) };
+            if unicode {
+                w.utf16(&text)
+            } else {
+                w.raw(text.as_bytes())
+            };
         }
     }
     if random.random_bool(0.6) {

@@ -54,8 +54,23 @@ fn thin(random: &mut StdRng) -> Vec<u8> {
     let mut commands = Writer::ordered(big);
     let mut written = 0;
     segment(random, &mut commands, wide, body.at());
-    for number in [2, 0xb, 0xc, 0xd, 0xe, 0x1b, 0x8000_001c, 0x8000_0022, 0x8000_0033, 0x1d, 0x24, 0x2a, 0x32, 0x8000_0028, 0x2d]
-    {
+    for number in [
+        2,
+        0xb,
+        0xc,
+        0xd,
+        0xe,
+        0x1b,
+        0x8000_001c,
+        0x8000_0022,
+        0x8000_0033,
+        0x1d,
+        0x24,
+        0x2a,
+        0x32,
+        0x8000_0028,
+        0x2d,
+    ] {
         if !random.random_bool(0.7) {
             continue;
         }
@@ -63,11 +78,15 @@ fn thin(random: &mut StdRng) -> Vec<u8> {
         match number {
             2 => c.u32s(&[symbols.0, count, names.0, names.1]).end(),
             0xb => c.u32s(&[0, 1, 1, 1, 2, count]).zeros(48).end(),
-            0xc | 0xd => c.u32s(&[24, 2, 0x1_0000, 0x1_0000]).text(&format!("/usr/lib/{}", name(random))).end(),
+            0xc | 0xd => {
+                c.u32s(&[24, 2, 0x1_0000, 0x1_0000]).text(&format!("/usr/lib/{}", name(random))).end()
+            }
             0xe => c.u32(12).text("/usr/lib/dyld").end(),
             0x1b => c.raw(&random.random::<[u8; 16]>()).end(),
             0x8000_001c => c.u32(12).text("@executable_path/../Frameworks").end(),
-            0x8000_0022 => c.u32s(&[0, 0, binds.0, binds.1, 0, 0, binds.0, binds.1, exports.0, exports.1]).end(),
+            0x8000_0022 => {
+                c.u32s(&[0, 0, binds.0, binds.1, 0, 0, binds.0, binds.1, exports.0, exports.1]).end()
+            }
             0x8000_0033 => c.u32s(&[exports.0, exports.1]).end(),
             0x1d => c.u32s(&[signature.0, signature.1]).end(),
             0x24 => c.u32s(&[0x000a_0f00, 0x000b_0000]).end(),

@@ -66,7 +66,10 @@ mod tests {
             for seed in 0..300 {
                 let file = make(&mut StdRng::seed_from_u64(seed));
                 assert_eq!(file, make(&mut StdRng::seed_from_u64(seed)), "{name}, seed {seed}");
-                assert!(!file.is_empty() && file.len() <= super::super::INPUT_BYTES_MAX, "{name}, seed {seed}");
+                assert!(
+                    !file.is_empty() && file.len() <= super::super::INPUT_BYTES_MAX,
+                    "{name}, seed {seed}"
+                );
             }
         }
     }

@@ -22,9 +22,12 @@ pub fn make(random: &mut StdRng) -> Vec<u8> {
     while !w.bytes.len().is_multiple_of(sector) {
         w.u32(NONE);
     }
-    for (name, kind, start) in
-        [("Root Entry", 5, 2), ("WordDocument", 2, 0), ("Macros", 1, 0), (one_of(random, &["VBA", "\u{5}SummaryInformation"]), 2, 0)]
-    {
+    for (name, kind, start) in [
+        ("Root Entry", 5, 2),
+        ("WordDocument", 2, 0),
+        ("Macros", 1, 0),
+        (one_of(random, &["VBA", "\u{5}SummaryInformation"]), 2, 0),
+    ] {
         entry(random, &mut w, name, kind, start);
     }
     w.align(sector);

@@ -184,7 +184,10 @@ fn resources(random: &mut StdRng, s: &mut Section, _wide: bool) {
         s.0.u32s(&[0, random.random(), 0]).u16s(&[u16::from(named), u16::from(!named)]);
         let kind = if level == 0 { one_of(random, &[16, 3, 24, 10]) } else { 1033 };
         let next = s.0.at() - start + 8;
-        s.0.u32s(&[if named { 0x8000_0060 } else { kind }, if level < 2 { next | 0x8000_0000 } else { next }]);
+        s.0.u32s(&[
+            if named { 0x8000_0060 } else { kind },
+            if level < 2 { next | 0x8000_0000 } else { next },
+        ]);
     }
     let leaf = s.0.at();
     s.0.zeros(16);
@@ -229,7 +232,11 @@ fn debug(random: &mut StdRng, s: &mut Section, _wide: bool) {
     let path = format!("c:\\build\\{}.pdb", name(random));
     let size = u32::try_from(path.len()).unwrap_or(0) + 25;
     s.0.u32s(&[0, random.random(), 0, kind, size, rva, at]);
-    s.0.raw(one_of(random, &[b"RSDS", b"NB10"])).raw(&random.random::<[u8; 16]>()).u32(1).text(&path).align(4);
+    s.0.raw(one_of(random, &[b"RSDS", b"NB10"]))
+        .raw(&random.random::<[u8; 16]>())
+        .u32(1)
+        .text(&path)
+        .align(4);
 }
 
 /// WIN_CERTIFICATE: length, revision, type, and a PKCS #7 message.

@@ -1,6 +1,9 @@
 //! Changes to an input: bits, numbers that parsers get wrong, lengths blown up, places that point to each other, parts cut,
 //! doubled, moved, mixed with another input.
 
+// Every change has the same shape, whether it needs to grow its input or not.
+#![allow(clippy::ptr_arg)]
+
 use super::INPUT_BYTES_MAX;
 use rand::Rng as _;
 use rand::rngs::StdRng;

@@ -89,7 +89,7 @@ pub fn rules(random: &mut StdRng) -> Vec<u8> {
 
 fn rule(random: &mut StdRng, out: &mut String, number: u32) {
     out.push_str(one_of(random, &["", "", "", "private ", "global "]));
-    let _ = write!(out, "rule r{number} {}{{\n", one_of(random, &["", ": tag other "]));
+    let _ = writeln!(out, "rule r{number} {}{{", one_of(random, &["", ": tag other "]));
     if random.random_bool(0.3) {
         out.push_str("  meta:\n    a = \"text\"\n    b = -5\n    severity = \"high\"\n");
     }

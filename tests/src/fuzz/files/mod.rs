@@ -23,8 +23,11 @@ use super::bytes;
 use rand::Rng as _;
 use rand::rngs::StdRng;
 
+/// Makes a file.
+pub type Make = fn(&mut StdRng) -> Vec<u8>;
+
 /// Each format with its generator.
-pub const FORMATS: [(&str, fn(&mut StdRng) -> Vec<u8>); 9] = [
+pub const FORMATS: [(&str, Make); 9] = [
     ("pe", |random| pe::make_with(random, false)),
     ("dotnet", |random| pe::make_with(random, true)),
     ("elf", elf::make),

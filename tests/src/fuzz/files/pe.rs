@@ -23,7 +23,7 @@ pub fn make_with(random: &mut StdRng, managed: bool) -> Vec<u8> {
     let (mut directories, mut body) = ([(0, 0); DIRECTORIES], Section(Writer::little()));
     body.0.zeros(RAW as usize);
     body.0.raw(&[0x55, 0x89, 0xe5, 0xc3]).align(16);
-    let makers: [(usize, fn(&mut StdRng, &mut Section, bool)); 5] =
+    let makers: [(usize, Directory); 5] =
         [(0, exports), (1, imports), (2, resources), (6, debug), (13, delayed)];
     for (index, make) in makers {
         if random.random_bool(0.6) {
@@ -49,6 +49,9 @@ pub fn make_with(random: &mut StdRng, managed: bool) -> Vec<u8> {
     bytes[..header.len()].copy_from_slice(&header);
     bytes
 }
+
+/// Writes what one directory holds, of a file that is wide or not.
+type Directory = fn(&mut StdRng, &mut Section, bool);
 
 /// The file so far, whose bytes from `RAW` on are at `RVA` in memory.
 struct Section(Writer);
@@ -128,7 +131,7 @@ fn delayed(random: &mut StdRng, s: &mut Section, wide: bool) {
 
 fn library(random: &mut StdRng, s: &mut Section) -> u32 {
     let at = s.rva();
-    s.0.text(&one_of(random, &["KERNEL32.dll", "USER32.dll", "ws2_32.dll", "x"]).to_owned()).align(4);
+    s.0.text(one_of(random, &["KERNEL32.dll", "USER32.dll", "ws2_32.dll", "x"])).align(4);
     at
 }
 

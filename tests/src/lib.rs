@@ -1,5 +1,7 @@
 //! What the end-to-end tests, the demo and the benchmarks share: real processes, started and stopped.
 
+/// Inputs that nobody expects, for the workers and for who hears them.
+pub mod fuzz;
 /// Names of files that try to do harm, for every output.
 pub mod hostile_names;
 /// Agent and collector as real processes in a temporary folder.

@@ -5,6 +5,7 @@ mod bad_input;
 mod crash;
 mod delivery;
 mod evasion;
+mod fuzz;
 mod hostile_names;
 mod names_end_to_end;
 mod rules;

@@ -3,7 +3,7 @@
 //! Requests come from the parent and are trusted; answers come from a process that may have been taken over by a
 //! file, so `Answer::decode_hostile` takes nothing on trust. They go on to `pool` as `super::Scan`.
 
-use super::{RULE_FILES_MAX, Scan};
+use super::{RULE_FILES_MAX, SIZE_BYTES_MAX, Scan};
 use crate::sys::sandbox::COMPILED_BYTES_MAX;
 use prost::Message as _;
 use vidette_protocol::limits::{LIST_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, TEXT_BYTES_MAX};
@@ -390,6 +390,10 @@ fn check_scanned(scanned: Scanned) -> Result<(u64, Scan), Hostile> {
     if !sensible || (scanned.whole && scanned.blake3.is_empty()) {
         return Err(Hostile::Field("verdict"));
     }
+    // Whoever adds these up must not be led beyond all numbers.
+    if scanned.scanned_bytes > SIZE_BYTES_MAX {
+        return Err(Hostile::Field("number of bytes"));
+    }
     for rule in &scanned.rules {
         let severity = wire::Severity::try_from(rule.severity).map_err(|_| Hostile::Field("severity"))?;
         if severity == wire::Severity::Unspecified || rule.techniques.len() > LIST_MAX {
@@ -474,11 +478,12 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let refused: [(&str, Change); 12] = [
+        let refused: [(&str, Change); 13] = [
             ("clean with matches", |s| s.verdict = wire::Verdict::Clean as i32),
             ("matched without rules", |s| s.rules.clear()),
             ("not scanned", |s| s.verdict = wire::Verdict::NotScanned as i32),
             ("unknown verdict", |s| s.verdict = 99),
+            ("more bytes than are ever scanned", |s| s.scanned_bytes = SIZE_BYTES_MAX + 1),
             ("short digest", |s| s.blake3.truncate(31)),
             ("no digest", |s| s.sha256.clear()),
             ("short SHA-1", |s| s.sha1 = vec![0; 19]),

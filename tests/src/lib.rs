@@ -2,10 +2,14 @@
 
 /// Inputs that nobody expects, for the workers and for who hears them.
 pub mod fuzz;
+/// Trees of files that are scanned for a figure.
+pub mod grounds;
 /// Names of files that try to do harm, for every output.
 pub mod hostile_names;
 /// Agent and collector as real processes in a temporary folder.
 pub mod programs;
+/// Rule sets of a wanted size out of public rules.
+pub mod rulesets;
 /// Files that rules must match, made at run time, so that the tree itself holds none.
 pub mod samples;
 /// The rules of the house, as checks.

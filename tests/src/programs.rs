@@ -152,6 +152,24 @@ pub fn memory_bytes(pid: u32) -> u64 {
     line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap_or(0) * 1024
 }
 
+/// A process and all that it started, from `/proc/PID/task/TID/children` (proc_tid_children(5)): what is seen of a moment,
+/// while processes come and go.
+#[must_use]
+pub fn process_tree(pid: u32) -> Vec<u32> {
+    let mut tree = vec![pid];
+    let mut next = 0;
+    while let Some(parent) = tree.get(next) {
+        let tasks = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+        let children: Vec<u32> = tasks
+            .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+            .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>())
+            .collect();
+        tree.extend(children);
+        next += 1;
+    }
+    tree
+}
+
 /// A collector with its own state folder and port.
 #[derive(Debug)]
 pub struct Collector {

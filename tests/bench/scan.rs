@@ -1,0 +1,470 @@
+//! What scanning costs: the agent's `scan` beside `yr` of the same YARA-X, Debian's `yara` and `clamscan`, and the limits of the machine,
+//! in one run. Run it with `tests/bench/scan`, as root; the method is in BENCHMARKS.md. Ends with 1 when the agent matches
+//! anything that `yr` doesn't, or the other way round.
+
+mod limits;
+mod measured;
+mod pooled;
+mod tools;
+
+use anyhow::ensure;
+use clap::Parser;
+use limits::{Limit, empty_page_cache};
+use measured::{Measured, at, median};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use tools::{Findings, SIZE_MAX_BYTES, Tool, Tools};
+use vidette_tests::grounds::{self, Ground};
+use vidette_tests::rulesets::{self, Set, Stock};
+
+/// Differences that are printed of each kind.
+const SHOWN_MAX: usize = 20;
+/// Of a file whose verdict is waited for. Bytes.
+const LATENCY_BYTES: usize = 100_000;
+const LATENCY_FILES: usize = 200;
+/// With `--quick`: every so many files of the machine, small scripts.
+const QUICK_STEP: usize = 20;
+const QUICK_SCRIPTS: usize = 4000;
+
+/// Measures scanning with the agent and with its peers.
+#[derive(Parser)]
+struct Args {
+    /// Rounds; figures are medians of them
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// One round over every 20th file and 4,000 scripts, to see that everything works
+    #[arg(long)]
+    quick: bool,
+    /// What is scanned beside the scripts
+    #[arg(long, default_value = "/usr")]
+    path: PathBuf,
+    /// Small scripts
+    #[arg(long, default_value_t = 20_000)]
+    scripts: usize,
+    /// Sizes of rule sets
+    #[arg(long, value_delimiter = ',', default_value = "30,1000,2800")]
+    sets: Vec<usize>,
+    /// Of these sizes the ones that are also measured with an empty page cache
+    #[arg(long, value_delimiter = ',', default_value = "2800")]
+    cold: Vec<usize>,
+    /// Scanning threads
+    #[arg(long, value_delimiter = ',', default_value = "1,2")]
+    threads: Vec<usize>,
+    /// Tools to leave out: yara, clamscan
+    #[arg(long, value_delimiter = ',')]
+    without: Vec<String>,
+    /// Of the order in which tools take their turns
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+/// Everything that is measured with.
+struct Bench {
+    args: Args,
+    folder: PathBuf,
+    tools: Tools,
+    kinds: Vec<Tool>,
+    sets: Vec<Set>,
+    grounds: Vec<Ground>,
+    order: StdRng,
+    /// CPU of loading alone, by tool and set. Seconds.
+    loading: BTreeMap<(Tool, usize), f64>,
+    differences: usize,
+}
+
+/// One line of the table for each tool.
+#[derive(Clone, Copy)]
+struct Cell {
+    ground: usize,
+    set: usize,
+    threads: usize,
+    cold: bool,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let mut args = Args::parse();
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "this needs root: it reads all of {} and empties the page cache",
+        args.path.display()
+    );
+    if args.quick {
+        (args.rounds, args.scripts) = (1, args.scripts.min(QUICK_SCRIPTS));
+    }
+    ensure!(args.rounds > 0 && !args.sets.is_empty(), "no rounds and no rules, no figures");
+    let folder = tempfile::Builder::new().prefix("vidette-scan-").tempdir()?;
+    let mut bench = Bench::prepare(args, folder.path())?;
+    bench.describe()?;
+    bench.limits()?;
+    bench.load()?;
+    bench.compare()?;
+    bench.rescan()?;
+    bench.pooled()?;
+    match bench.differences {
+        0 => {
+            println!("\nmatches of vidette-agent and yr: identical in every run");
+            Ok(ExitCode::SUCCESS)
+        }
+        count => {
+            println!("\nmatches of vidette-agent and yr: {count} differences");
+            Ok(ExitCode::from(1))
+        }
+    }
+}
+
+impl Bench {
+    fn prepare(args: Args, folder: &Path) -> anyhow::Result<Self> {
+        let tools = Tools::find()?;
+        let kinds = possible(&tools, &args.without)?;
+        eprintln!("trying which rule files everybody can compile");
+        let from = rulesets::folder()?;
+        let stock = Stock::read(&from, |file| tools.accept(file))?;
+        println!(
+            "rules: {} files with {} rules left out, which vidette-agent, yr or yara could not compile\n",
+            stock.left_out, stock.rules_left_out
+        );
+        let sets = args
+            .sets
+            .iter()
+            .map(|rules| stock.set(&folder.join(format!("rules-{rules}")), *rules))
+            .collect::<anyhow::Result<_>>()?;
+        eprintln!("making trees");
+        let grounds = grounds_of(&args, folder)?;
+        let order = StdRng::seed_from_u64(args.seed);
+        let loading = BTreeMap::new();
+        Ok(Self {
+            args,
+            folder: folder.to_owned(),
+            tools,
+            kinds,
+            sets,
+            grounds,
+            order,
+            loading,
+            differences: 0,
+        })
+    }
+
+    fn describe(&self) -> anyhow::Result<()> {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+        let cores = std::thread::available_parallelism()?;
+        println!("{cores} cores, Linux {}, {} rounds\n", release.trim(), self.args.rounds);
+        for kind in &self.kinds {
+            println!("- {}: {}", kind.name(), self.tools.version(*kind)?);
+        }
+        for ground in &self.grounds {
+            println!(
+                "- {}: {} files, {:.0} MB; {} files above {} MiB left out for everybody",
+                ground.name,
+                ground.files.len(),
+                ground.megabytes(),
+                ground.left_out,
+                SIZE_MAX_BYTES >> 20
+            );
+        }
+        Ok(())
+    }
+
+    fn limits(&self) -> anyhow::Result<()> {
+        println!(
+            "\n| limit | tree | page cache | threads | files/s | MB/s | CPU, s | files per CPU-second |"
+        );
+        println!("|---|---|---|---|---|---|---|---|");
+        for (index, ground) in self.grounds.iter().enumerate() {
+            for cold in [true, false] {
+                // A generated tree has just been written.
+                if cold && index > 0 {
+                    continue;
+                }
+                for limit in Limit::ALL {
+                    for threads in &self.args.threads {
+                        if limit != Limit::StatWalk || *threads == 1 {
+                            self.limit(limit, ground, *threads, cold)?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn limit(&self, limit: Limit, ground: &Ground, threads: usize, cold: bool) -> anyhow::Result<()> {
+        let mut all = Vec::new();
+        for _ in 0..self.args.rounds {
+            set_cache(cold, ground)?;
+            all.push(limit.measure(ground, threads)?);
+        }
+        let wall = median(all.iter().map(|took| took.wall_s).collect());
+        let cpu = median(all.iter().map(|took| took.cpu_s).collect());
+        let files = ground.files.len() as f64;
+        let rate = if limit == Limit::StatWalk {
+            "".to_owned()
+        } else {
+            format!("{:.0}", ground.megabytes() / wall)
+        };
+        println!(
+            "| {} | {} | {} | {threads} | {:.0} | {rate} | {cpu:.2} | {:.0} |",
+            limit.name(),
+            ground.name,
+            warmth(cold),
+            files / wall,
+            files / cpu
+        );
+        Ok(())
+    }
+
+    /// What each tool takes for its rules alone: the same command over one empty file.
+    fn load(&mut self) -> anyhow::Result<()> {
+        let root = self.folder.join("empty");
+        fs::create_dir(&root)?;
+        fs::write(root.join("file"), "")?;
+        let ground = Ground::of("empty", &root, SIZE_MAX_BYTES)?;
+        println!("\n| loading rules | files of rules | rules | wall, s | CPU, s | peak memory, MiB |");
+        println!("|---|---|---|---|---|---|");
+        for (index, set) in self.sets.iter().enumerate() {
+            for kind in &self.kinds {
+                let runs: Vec<Measured> = (0..self.args.rounds)
+                    .map(|_| measured::run(self.tools.scan(*kind, set, &ground, 1), &self.folder))
+                    .collect::<anyhow::Result<_>>()?;
+                let of = |figure: fn(&Measured) -> f64| median(runs.iter().map(figure).collect());
+                let cpu = of(|run| run.cpu_s);
+                self.loading.insert((*kind, index), cpu);
+                println!(
+                    "| {} | {} | {} | {:.2} | {cpu:.2} | {:.0} |",
+                    kind.name(),
+                    set.files.len(),
+                    set.rules,
+                    of(|run| run.wall_s),
+                    of(|run| run.peak_mib)
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn compare(&mut self) -> anyhow::Result<()> {
+        println!(
+            "\n| tree | page cache | rules | threads | tool | files/s | MB/s | CPU, s | files per CPU-second | without loading | peak memory, MiB | matches | files per CPU-second, yr = 1 | without loading, yr = 1 |"
+        );
+        println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
+        for ground in 0..self.grounds.len() {
+            for cold in [false, true] {
+                for set in 0..self.sets.len() {
+                    let wanted = !cold || (ground == 0 && self.args.cold.contains(&self.args.sets[set]));
+                    for threads in self.args.threads.clone().into_iter().filter(|_| wanted) {
+                        self.cell(Cell { ground, set, threads, cold })?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every tool, every round; then its lines.
+    fn cell(&mut self, cell: Cell) -> anyhow::Result<()> {
+        let mut runs: BTreeMap<Tool, Vec<Measured>> = BTreeMap::new();
+        let mut counts: BTreeMap<Tool, usize> = BTreeMap::new();
+        let kinds: Vec<Tool> =
+            self.kinds.iter().copied().filter(|kind| cell.threads == 1 || kind.takes_threads()).collect();
+        for _ in 0..self.args.rounds {
+            let mut turns = kinds.clone();
+            turns.shuffle(&mut self.order);
+            let mut findings: BTreeMap<Tool, Findings> = BTreeMap::new();
+            for kind in turns {
+                let (ground, set) = (&self.grounds[cell.ground], &self.sets[cell.set]);
+                set_cache(cell.cold, ground)?;
+                let run = measured::run(self.tools.scan(kind, set, ground, cell.threads), &self.folder)?;
+                let found = self.tools.findings(kind, &run.stdout)?;
+                counts.insert(kind, found.matches.len());
+                findings.insert(kind, found);
+                runs.entry(kind).or_default().push(run);
+            }
+            self.differences += differences(&findings);
+        }
+        let figures: BTreeMap<Tool, Figures> =
+            runs.iter().map(|(kind, runs)| (*kind, self.figures(*kind, cell, runs))).collect();
+        for kind in kinds {
+            let (Some(own), Some(yr)) = (figures.get(&kind), figures.get(&Tool::Yr)) else { continue };
+            self.line(kind, cell, own, yr, counts.get(&kind).copied().unwrap_or(0));
+        }
+        Ok(())
+    }
+
+    fn figures(&self, kind: Tool, cell: Cell, runs: &[Measured]) -> Figures {
+        let of = |figure: fn(&Measured) -> f64| median(runs.iter().map(figure).collect());
+        let (wall_s, cpu_s, peak_mib) = (of(|run| run.wall_s), of(|run| run.cpu_s), of(|run| run.peak_mib));
+        let files = self.grounds[cell.ground].files.len() as f64;
+        let loading = self.loading.get(&(kind, cell.set)).copied().unwrap_or(0.0);
+        Figures {
+            wall_s,
+            cpu_s,
+            peak_mib,
+            per_cpu: files / cpu_s,
+            scanning_per_cpu: files / (cpu_s - loading),
+        }
+    }
+
+    fn line(&self, kind: Tool, cell: Cell, own: &Figures, yr: &Figures, matches: usize) {
+        let ground = &self.grounds[cell.ground];
+        println!(
+            "| {} | {} | {} | {} | {} | {:.0} | {:.1} | {:.2} | {:.0} | {:.0} | {:.0} | {matches} | {:.2} | {:.2} |",
+            ground.name,
+            warmth(cell.cold),
+            self.sets[cell.set].rules,
+            cell.threads,
+            kind.name(),
+            ground.files.len() as f64 / own.wall_s,
+            ground.megabytes() / own.wall_s,
+            own.cpu_s,
+            own.per_cpu,
+            own.scanning_per_cpu,
+            own.peak_mib,
+            own.per_cpu / yr.per_cpu,
+            own.scanning_per_cpu / yr.scanning_per_cpu
+        );
+    }
+
+    /// The tree a second time, unchanged, beside the bare walk.
+    fn rescan(&self) -> anyhow::Result<()> {
+        println!(
+            "\n| rescan of an unchanged tree | rules | first, s | again, s | stat walk, s | again, stat walk = 1 | CPU again, s |"
+        );
+        println!("|---|---|---|---|---|---|---|");
+        let Some(set) = self.sets.last() else { return Ok(()) };
+        if !self.tools.agent_has("--cache") {
+            println!("\nnot measured: this agent's `scan` has no --cache");
+            return Ok(());
+        }
+        let threads = self.args.threads.iter().copied().max().unwrap_or(1);
+        for (index, ground) in self.grounds.iter().enumerate() {
+            let cache = self.folder.join(format!("verdicts-{index}"));
+            let scan =
+                || measured::run(self.tools.scan_with_cache(set, ground, threads, &cache), &self.folder);
+            let first = scan()?;
+            let (mut again, mut walks) = (Vec::new(), Vec::new());
+            for _ in 0..self.args.rounds.max(3) {
+                walks.push(Limit::StatWalk.measure(ground, 1)?.wall_s);
+                again.push(scan()?);
+            }
+            let (wall, walk) = (median(again.iter().map(|run| run.wall_s).collect()), median(walks));
+            println!(
+                "| {} | {} | {:.2} | {wall:.3} | {walk:.3} | {:.2} | {:.2} |",
+                ground.name,
+                set.rules,
+                first.wall_s,
+                wall / walk,
+                median(again.iter().map(|run| run.cpu_s).collect())
+            );
+        }
+        Ok(())
+    }
+
+    /// Through the pool that the agent uses.
+    fn pooled(&self) -> anyhow::Result<()> {
+        let files = grounds::mixed(&self.folder.join("mixed"), LATENCY_FILES, LATENCY_BYTES)?;
+        println!(
+            "\n| verdict for a file of {} KB, through the pool | p50, ms | p99, ms | slowest, ms |",
+            LATENCY_BYTES / 1000
+        );
+        println!("|---|---|---|---|");
+        for set in &self.sets {
+            let runs: Vec<Vec<f64>> = (0..self.args.rounds)
+                .map(|_| pooled::latencies(set, &files))
+                .collect::<anyhow::Result<_>>()?;
+            let of = |part: f64| median(runs.iter().map(|sorted| at(sorted, part)).collect());
+            println!("| {} rules | {:.2} | {:.2} | {:.2} |", set.rules, of(0.5), of(0.99), of(1.0));
+        }
+        let Some(scripts) = self.grounds.last() else { return Ok(()) };
+        let hops: Vec<pooled::Hop> =
+            (0..self.args.rounds).map(|_| pooled::hop(&scripts.files)).collect::<anyhow::Result<_>>()?;
+        let limit = Limit::ReadAndHash.measure(scripts, 1)?;
+        println!("\n| a small script through the pool, one rule | µs a file |");
+        println!("|---|---|");
+        println!(
+            "| wall, less what the worker says it scanned | {:.1} |",
+            median(hops.iter().map(|hop| hop.wall_us).collect())
+        );
+        println!("| CPU of both processes | {:.1} |", median(hops.iter().map(|hop| hop.cpu_us).collect()));
+        println!(
+            "| read + BLAKE3 of the same, in one process: CPU | {:.1} |",
+            limit.cpu_s * 1e6 / scripts.files.len() as f64
+        );
+        Ok(())
+    }
+}
+
+/// Of one line.
+struct Figures {
+    wall_s: f64,
+    cpu_s: f64,
+    peak_mib: f64,
+    per_cpu: f64,
+    scanning_per_cpu: f64,
+}
+
+/// The agent and yr must be there; the others are named when they are not.
+fn possible(tools: &Tools, without: &[String]) -> anyhow::Result<Vec<Tool>> {
+    let mut kinds = Vec::new();
+    for kind in Tool::ALL {
+        let needed = matches!(kind, Tool::Vidette | Tool::Yr);
+        if !needed && without.iter().any(|name| name == kind.word()) {
+            println!("left out as asked: {}\n", kind.name());
+        } else if let Err(reason) = tools.version(kind) {
+            ensure!(!needed, "{}: {reason:#}", kind.name());
+            println!("left out: {}: {reason:#}\n", kind.name());
+        } else {
+            kinds.push(kind);
+        }
+    }
+    Ok(kinds)
+}
+
+/// The machine's files, then the scripts.
+fn grounds_of(args: &Args, folder: &Path) -> anyhow::Result<Vec<Ground>> {
+    let mut machine = Ground::of(&args.path.display().to_string(), &args.path, SIZE_MAX_BYTES)?;
+    if args.quick {
+        let sample = folder.join("sample");
+        machine.sample(&sample, QUICK_STEP)?;
+        machine = Ground::of(&format!("sample of {}", machine.name), &sample, SIZE_MAX_BYTES)?;
+    }
+    grounds::scripts(&folder.join("scripts"), args.scripts)?;
+    let scripts = Ground::of("small scripts", &folder.join("scripts"), SIZE_MAX_BYTES)?;
+    Ok(vec![machine, scripts])
+}
+
+/// Everything in memory, or nothing.
+fn set_cache(cold: bool, ground: &Ground) -> anyhow::Result<()> {
+    if cold {
+        return empty_page_cache();
+    }
+    Limit::Read.measure(ground, 1).map(drop)
+}
+
+fn warmth(cold: bool) -> &'static str {
+    if cold { "cold" } else { "warm" }
+}
+
+/// Prints what only one of them says; how much that is.
+fn differences(findings: &BTreeMap<Tool, Findings>) -> usize {
+    let (Some(ours), Some(theirs)) = (findings.get(&Tool::Vidette), findings.get(&Tool::Yr)) else {
+        return 0;
+    };
+    let only = |who: &str, list: Vec<String>| {
+        for line in list.iter().take(SHOWN_MAX) {
+            eprintln!("{who}: {line}");
+        }
+        if list.len() > SHOWN_MAX {
+            eprintln!("{who}: and {} more", list.len() - SHOWN_MAX);
+        }
+        list.len()
+    };
+    let shown = |(path, file, rule): &tools::Match| format!("{file} {rule} {path}");
+    only("only vidette-agent", ours.matches.difference(&theirs.matches).map(shown).collect())
+        + only("only yr", theirs.matches.difference(&ours.matches).map(shown).collect())
+        + only("not scanned by vidette-agent", ours.unscanned.iter().cloned().collect())
+}

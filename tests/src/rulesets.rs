@@ -1,0 +1,140 @@
+//! Rule sets of a wanted size out of a folder of public rules, the same for every tool that is measured and in every run.
+
+use anyhow::{Context, ensure};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Where the rules are, unless `VIDETTE_RULESETS` says otherwise; from the workspace's folder.
+const FOLDER: &str = "../shared/data/rulesets";
+
+/// Rules in a folder of their own; each file is a namespace.
+#[derive(Debug)]
+pub struct Set {
+    /// Holds `files` and nothing else.
+    pub folder: PathBuf,
+    /// In order of name.
+    pub files: Vec<PathBuf>,
+    /// How many rules they hold, as counted by [`count`].
+    pub rules: usize,
+}
+
+/// Every rule file that all tools can compile.
+#[derive(Debug)]
+pub struct Stock {
+    /// What it says, and how many rules that is; in an order drawn from the content.
+    texts: Vec<(Vec<u8>, usize)>,
+    /// Files that some tool could not compile.
+    pub left_out: usize,
+    /// Rules of those.
+    pub rules_left_out: usize,
+}
+
+/// The folder of public rules.
+///
+/// # Errors
+/// When it is not there.
+pub fn folder() -> anyhow::Result<PathBuf> {
+    let named = std::env::var_os("VIDETTE_RULESETS").map(PathBuf::from);
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(FOLDER);
+    let folder = named.unwrap_or_else(beside);
+    folder.canonicalize().with_context(|| {
+        format!("there are no rules in {}: name a folder in VIDETTE_RULESETS", folder.display())
+    })
+}
+
+impl Stock {
+    /// Reads every `*.yar` and `*.yara` below `from` and keeps what `accepts` takes.
+    ///
+    /// # Errors
+    /// When a file can't be read, `accepts` fails, or nothing is left.
+    pub fn read(from: &Path, mut accepts: impl FnMut(&Path) -> anyhow::Result<bool>) -> anyhow::Result<Self> {
+        let mut stock = Self { texts: Vec::new(), left_out: 0, rules_left_out: 0 };
+        for path in sources(from)? {
+            let text = fs::read(&path)?;
+            let rules = count(&text);
+            if accepts(&path)? {
+                stock.texts.push((text, rules));
+            } else {
+                stock.left_out += 1;
+                stock.rules_left_out += rules;
+            }
+        }
+        ensure!(!stock.texts.is_empty(), "no rule file of {} can be used", from.display());
+        // Not by name, or a small set would be all of one publisher.
+        stock.texts.sort_by_cached_key(|(text, _)| *blake3::hash(text).as_bytes());
+        Ok(stock)
+    }
+
+    /// Writes a set of at most `rules` rules into `folder`: files in order, of which those that no longer fit are passed over.
+    ///
+    /// # Errors
+    /// When a file can't be written.
+    pub fn set(&self, folder: &Path, rules: usize) -> anyhow::Result<Set> {
+        fs::create_dir_all(folder)?;
+        let mut set = Set { folder: folder.to_owned(), files: Vec::new(), rules: 0 };
+        for (text, count) in &self.texts {
+            if set.rules + count <= rules {
+                let path = folder.join(format!("{:04}.yar", set.files.len()));
+                fs::write(&path, text)?;
+                set.files.push(path);
+                set.rules += count;
+            }
+        }
+        Ok(set)
+    }
+}
+
+fn sources(from: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let (mut folders, mut found) = (vec![from.to_owned()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| format!("could not read {}", folder.display()))? {
+            let entry = entry?;
+            let path = entry.path();
+            if entry.file_type()?.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|end| end == "yar" || end == "yara") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// How many lines begin a rule: enough to size a set; the scanner says how many rules it really is.
+#[must_use]
+pub fn count(text: &[u8]) -> usize {
+    let begins = |line: &[u8]| {
+        let line = String::from_utf8_lossy(line);
+        line.split_whitespace().find(|word| !matches!(*word, "private" | "global")) == Some("rule")
+    };
+    text.split(|byte| *byte == b'\n').filter(|line| begins(line)).count()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_is_as_large_as_wanted_and_the_same_each_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let from = folder.path().join("from");
+        fs::create_dir_all(from.join("deep")).unwrap();
+        for number in 0..20 {
+            let text =
+                "rule a {\n condition: true }\nprivate rule b { condition: true }\n".repeat(number % 3 + 1);
+            fs::write(from.join(format!("deep/{number}.yar")), format!("{text}// {number}")).unwrap();
+        }
+        fs::write(from.join("bad.yar"), "rule x {").unwrap();
+        fs::write(from.join("readme.txt"), "rule y {").unwrap();
+        let stock = Stock::read(&from, |path| Ok(!path.ends_with("bad.yar"))).unwrap();
+        assert_eq!((stock.left_out, stock.rules_left_out), (1, 1));
+        let sets: Vec<Set> =
+            ["one", "two"].iter().map(|name| stock.set(&folder.path().join(name), 30).unwrap()).collect();
+        assert_eq!((sets[0].rules, sets[0].files.len()), (30, sets[1].files.len()));
+        for (a, b) in sets[0].files.iter().zip(&sets[1].files) {
+            assert_eq!(fs::read(a).unwrap(), fs::read(b).unwrap());
+        }
+    }
+}

@@ -123,7 +123,7 @@ impl Bench {
         let kinds = possible(&tools, &args.without)?;
         eprintln!("trying which rule files everybody can compile");
         let from = rulesets::folder()?;
-        let stock = Stock::read(&from, |file| tools.accept(file))?;
+        let stock = Stock::read(&from, |files| tools.accept(files))?;
         println!(
             "rules: {} files with {} rules left out, which vidette-agent, yr or yara could not compile\n",
             stock.left_out, stock.rules_left_out

@@ -86,11 +86,11 @@ fn main() -> anyhow::Result<()> {
 /// Only what the agent itself can compile.
 fn rules(agent: &Path, folder: &Path, rules: usize) -> anyhow::Result<Set> {
     let from = rulesets::folder()?;
-    let accepts = |file: &Path| {
+    let accepts = |files: &[PathBuf]| {
         let mut command = Command::new(agent);
         command
             .args(["rules", "check"])
-            .arg(file)
+            .args(files)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());

@@ -109,13 +109,22 @@ impl Tools {
         self.help.split_whitespace().any(|word| word.trim_end_matches(',') == option)
     }
 
-    /// All of vidette, yr and yara can compile this file. clamscan takes what it can of a set.
-    pub(crate) fn accept(&self, file: &Path) -> anyhow::Result<bool> {
-        let agent = Command::new(&self.agent).args(["rules", "check"]).arg(file).silent()?;
-        let yr = || Command::new(&self.yr).args(["compile", "-w", "-o", "/dev/null"]).arg(file).silent();
-        let yara = || match self.yara {
-            Some(_) => Command::new("yarac").arg("-w").arg(file).arg("/dev/null").silent(),
-            None => Ok(true),
+    /// All of vidette, yr and yara can compile all these files. clamscan takes what it can of a set.
+    pub(crate) fn accept(&self, files: &[PathBuf]) -> anyhow::Result<bool> {
+        let agent = Command::new(&self.agent).args(["rules", "check"]).args(files).silent()?;
+        let yr = || {
+            let mut command = Command::new(&self.yr);
+            command.args(["compile", "-w", "--path-as-namespace", "-o", "/dev/null"]).args(files).silent()
+        };
+        let yara = || {
+            let named = |(number, path): (usize, &PathBuf)| format!("n{number}:{}", path.display());
+            match self.yara {
+                Some(_) => {
+                    let files = files.iter().enumerate().map(named);
+                    Command::new("yarac").arg("-w").args(files).arg("/dev/null").silent()
+                }
+                None => Ok(true),
+            }
         };
         Ok(agent && yr()? && yara()?)
     }

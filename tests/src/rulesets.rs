@@ -1,11 +1,15 @@
 //! Rule sets of a wanted size out of a folder of public rules, the same for every tool that is measured and in every run.
 
 use anyhow::{Context, ensure};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Where the rules are, unless `VIDETTE_RULESETS` says otherwise; from the workspace's folder.
 const FOLDER: &str = "../shared/data/rulesets";
+
+/// A set may be larger than wanted by this part of it.
+pub const OVER: usize = 20;
 
 /// Rules in a folder of their own; each file is a namespace.
 #[derive(Debug)]
@@ -43,16 +47,19 @@ pub fn folder() -> anyhow::Result<PathBuf> {
 }
 
 impl Stock {
-    /// Reads every `*.yar` and `*.yara` below `from` and keeps what `accepts` takes.
+    /// Reads every `*.yar` and `*.yara` below `from` and keeps what `accepts` takes; it is asked for many files at once, and for
+    /// fewer where it says no.
     ///
     /// # Errors
     /// When a file can't be read, `accepts` fails, or nothing is left.
-    pub fn read(from: &Path, mut accepts: impl FnMut(&Path) -> anyhow::Result<bool>) -> anyhow::Result<Self> {
+    pub fn read(from: &Path, mut accepts: impl FnMut(&[PathBuf]) -> anyhow::Result<bool>) -> anyhow::Result<Self> {
+        let files = sources(from)?;
+        let accepted = accepted(&files, &mut accepts)?;
         let mut stock = Self { texts: Vec::new(), left_out: 0, rules_left_out: 0 };
-        for path in sources(from)? {
-            let text = fs::read(&path)?;
+        for path in &files {
+            let text = fs::read(path)?;
             let rules = count(&text);
-            if accepts(&path)? {
+            if accepted.contains(&path) {
                 stock.texts.push((text, rules));
             } else {
                 stock.left_out += 1;
@@ -65,7 +72,8 @@ impl Stock {
         Ok(stock)
     }
 
-    /// Writes a set of at most `rules` rules into `folder`: files in order, of which those that no longer fit are passed over.
+    /// Writes a set of about `rules` rules into `folder`: files in order until there are as many, passing over those that would
+    /// make it larger than [`OVER`] allows.
     ///
     /// # Errors
     /// When a file can't be written.
@@ -73,7 +81,7 @@ impl Stock {
         fs::create_dir_all(folder)?;
         let mut set = Set { folder: folder.to_owned(), files: Vec::new(), rules: 0 };
         for (text, count) in &self.texts {
-            if set.rules + count <= rules {
+            if set.rules < rules && set.rules + count <= rules + rules / OVER {
                 let path = folder.join(format!("{:04}.yar", set.files.len()));
                 fs::write(&path, text)?;
                 set.files.push(path);
@@ -82,6 +90,22 @@ impl Stock {
         }
         Ok(set)
     }
+}
+
+fn accepted<'a>(
+    files: &'a [PathBuf],
+    accepts: &mut impl FnMut(&[PathBuf]) -> anyhow::Result<bool>,
+) -> anyhow::Result<BTreeSet<&'a PathBuf>> {
+    if files.is_empty() || accepts(files)? {
+        return Ok(files.iter().collect());
+    }
+    if files.len() == 1 {
+        return Ok(BTreeSet::new());
+    }
+    let (left, right) = files.split_at(files.len() / 2);
+    let mut both = accepted(left, accepts)?;
+    both.extend(accepted(right, accepts)?);
+    Ok(both)
 }
 
 fn sources(from: &Path) -> anyhow::Result<Vec<PathBuf>> {
@@ -128,7 +152,7 @@ mod tests {
         }
         fs::write(from.join("bad.yar"), "rule x {").unwrap();
         fs::write(from.join("readme.txt"), "rule y {").unwrap();
-        let stock = Stock::read(&from, |path| Ok(!path.ends_with("bad.yar"))).unwrap();
+        let stock = Stock::read(&from, |files| Ok(!files.iter().any(|path| path.ends_with("bad.yar")))).unwrap();
         assert_eq!((stock.left_out, stock.rules_left_out), (1, 1));
         let sets: Vec<Set> =
             ["one", "two"].iter().map(|name| stock.set(&folder.path().join(name), 30).unwrap()).collect();

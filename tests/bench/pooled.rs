@@ -9,13 +9,11 @@ use std::time::{Duration, Instant};
 use vidette_agent::detection::rules::RuleSources;
 use vidette_agent::worker::pool::{Output, Pool, Settings};
 use vidette_agent::worker::process::Launcher;
-use vidette_agent::worker::{Outcome, RuleSet, SIZE_DEFAULT_BYTES, Scan, Source};
+use vidette_agent::worker::{Outcome, RuleSet, Scan, Source};
 use vidette_tests::programs::{binary, process_tree};
 use vidette_tests::rulesets::Set;
 
 const WAIT: Duration = Duration::from_millis(100);
-/// Far more than any of these files takes.
-const TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two files: a verdict is waited for by one who was idle.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Files before the first that counts.
@@ -86,13 +84,7 @@ pub(crate) fn hop(files: &[PathBuf]) -> anyhow::Result<Hop> {
 
 fn ready(rules: RuleSet, threads: usize) -> anyhow::Result<Pool> {
     let launcher = Launcher::of(&binary("vidette-agent")?)?;
-    let mut pool = Pool::new(Settings {
-        launcher,
-        rules,
-        threads,
-        size_max_bytes: SIZE_DEFAULT_BYTES,
-        timeout: TIMEOUT,
-    });
+    let mut pool = Pool::new(Settings { threads, ..Settings::new(launcher, rules) });
     let mut outputs = pool.prepare(Instant::now());
     loop {
         for output in &outputs {

@@ -52,7 +52,10 @@ impl Stock {
     ///
     /// # Errors
     /// When a file can't be read, `accepts` fails, or nothing is left.
-    pub fn read(from: &Path, mut accepts: impl FnMut(&[PathBuf]) -> anyhow::Result<bool>) -> anyhow::Result<Self> {
+    pub fn read(
+        from: &Path,
+        mut accepts: impl FnMut(&[PathBuf]) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<Self> {
         let files = sources(from)?;
         let accepted = accepted(&files, &mut accepts)?;
         let mut stock = Self { texts: Vec::new(), left_out: 0, rules_left_out: 0 };
@@ -152,7 +155,8 @@ mod tests {
         }
         fs::write(from.join("bad.yar"), "rule x {").unwrap();
         fs::write(from.join("readme.txt"), "rule y {").unwrap();
-        let stock = Stock::read(&from, |files| Ok(!files.iter().any(|path| path.ends_with("bad.yar")))).unwrap();
+        let stock =
+            Stock::read(&from, |files| Ok(!files.iter().any(|path| path.ends_with("bad.yar")))).unwrap();
         assert_eq!((stock.left_out, stock.rules_left_out), (1, 1));
         let sets: Vec<Set> =
             ["one", "two"].iter().map(|name| stock.set(&folder.path().join(name), 30).unwrap()).collect();

@@ -102,6 +102,7 @@ fn main() -> anyhow::Result<ExitCode> {
     bench.describe()?;
     bench.limits()?;
     bench.load()?;
+    bench.bait()?;
     bench.compare()?;
     bench.rescan()?;
     bench.pooled()?;
@@ -244,6 +245,32 @@ impl Bench {
                 );
             }
         }
+        Ok(())
+    }
+
+    /// A machine without malware shows little of whether matches are the same: bait does. Not timed.
+    fn bait(&mut self) -> anyhow::Result<()> {
+        println!("\n| bait | rules | matches, vidette-agent | matches, yr | differences |");
+        println!("|---|---|---|---|---|");
+        let Some(set) = self.sets.last() else { return Ok(()) };
+        let root = self.folder.join("bait");
+        let files = grounds::bait(&root, &set.files)?;
+        let ground = Ground::of("bait", &root, SIZE_MAX_BYTES)?;
+        let mut findings = BTreeMap::new();
+        for kind in [Tool::Vidette, Tool::Yr] {
+            let run = measured::run(self.tools.scan(kind, set, &ground, 1), &self.folder)?;
+            findings.insert(kind, self.tools.findings(kind, &run.stdout)?);
+        }
+        let matches = |kind| findings.get(&kind).map_or(0, |found: &Findings| found.matches.len());
+        let different = differences(&findings);
+        println!(
+            "| {files} files | {} | {} | {} | {different} |",
+            set.rules,
+            matches(Tool::Vidette),
+            matches(Tool::Yr)
+        );
+        ensure!(matches(Tool::Yr) > 0, "the bait matches nothing: comparing matches would say nothing");
+        self.differences += different;
         Ok(())
     }
 

@@ -175,14 +175,8 @@ pub fn mixed(folder: &Path, count: usize, size: usize) -> anyhow::Result<Vec<Pat
     fs::create_dir_all(folder)?;
     let mut paths = Vec::new();
     for number in 0..count {
-        let (kind, start) = TYPES[number % TYPES.len()];
-        let mut content =
-            if kind == "elf" { own.iter().take(size).copied().collect() } else { start.to_vec() };
-        if kind == "pe" {
-            content.resize(PE_AT, 0);
-            content[0x3c..0x40].copy_from_slice(&(PE_AT as u32).to_le_bytes());
-            content.extend(b"PE\0\0\x64\x86\x03\0");
-        }
+        let (kind, _) = TYPES[number % TYPES.len()];
+        let mut content = beginning(kind, &own, size);
         if matches!(kind, "script" | "text" | "pdf") {
             let mut text = String::new();
             words(&mut random, &mut text, size);
@@ -197,6 +191,44 @@ pub fn mixed(folder: &Path, count: usize, size: usize) -> anyhow::Result<Vec<Pat
         paths.push(path);
     }
     Ok(paths)
+}
+
+/// Rule files that bait is made of are at most so large: more than a verdict's list of rules would match in a larger one. Bytes.
+const BAIT_BYTES_MAX: usize = 16 << 10;
+
+/// Writes every small one of `texts` (rule files, which hold the very strings that they look for) into `folder`: as it is, and
+/// behind the first bytes of every type, so that rules of all types match something. Gives how many files that is.
+///
+/// # Errors
+/// The system's.
+pub fn bait(folder: &Path, texts: &[PathBuf]) -> anyhow::Result<usize> {
+    let own = fs::read("/proc/self/exe")?;
+    let mut count = 0;
+    for (number, path) in texts.iter().enumerate() {
+        let text = fs::read(path)?;
+        if text.len() > BAIT_BYTES_MAX {
+            continue;
+        }
+        let inner = folder.join(format!("bait-{number}"));
+        fs::create_dir_all(&inner)?;
+        for (kind, _) in TYPES {
+            fs::write(inner.join(kind), [beginning(kind, &own, PE_AT * 2), text.clone()].concat())?;
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+/// The first bytes of a type; of an ELF file up to `size`, from a real one.
+fn beginning(kind: &str, elf: &[u8], size: usize) -> Vec<u8> {
+    let start = TYPES.iter().find(|(name, _)| *name == kind).map_or(b"".as_slice(), |(_, start)| *start);
+    let mut content = if kind == "elf" { elf.iter().take(size).copied().collect() } else { start.to_vec() };
+    if kind == "pe" {
+        content.resize(PE_AT, 0);
+        content[0x3c..0x40].copy_from_slice(&(PE_AT as u32).to_le_bytes());
+        content.extend(b"PE\0\0\x64\x86\x03\0");
+    }
+    content
 }
 
 fn words(random: &mut StdRng, text: &mut String, size: usize) {

@@ -27,6 +27,8 @@ const SHOWN_MAX: usize = 20;
 /// Of a file whose verdict is waited for. Bytes.
 const LATENCY_BYTES: usize = 100_000;
 const LATENCY_FILES: usize = 200;
+/// A run that takes only so much of its loading's CPU beyond it says nothing of scanning alone.
+const SCANNING_LEAST: f64 = 0.2;
 /// With `--quick`: every so many files of the machine, small scripts.
 const QUICK_STEP: usize = 20;
 const QUICK_SCRIPTS: usize = 4000;
@@ -70,6 +72,8 @@ struct Bench {
     tools: Tools,
     kinds: Vec<Tool>,
     sets: Vec<Set>,
+    /// What of each clamscan takes.
+    clam_sets: Vec<Set>,
     grounds: Vec<Ground>,
     order: StdRng,
     /// CPU of loading alone, by tool and set. Seconds.
@@ -129,11 +133,12 @@ impl Bench {
             "rules: {} files with {} rules left out, which vidette-agent, yr or yara could not compile\n",
             stock.left_out, stock.rules_left_out
         );
-        let sets = args
+        let sets: Vec<Set> = args
             .sets
             .iter()
             .map(|rules| stock.set(&folder.join(format!("rules-{rules}")), *rules))
             .collect::<anyhow::Result<_>>()?;
+        let clam_sets = clam_sets(&tools, &kinds, &sets, folder)?;
         eprintln!("making trees");
         let grounds = grounds_of(&args, folder)?;
         let order = StdRng::seed_from_u64(args.seed);
@@ -144,6 +149,7 @@ impl Bench {
             tools,
             kinds,
             sets,
+            clam_sets,
             grounds,
             order,
             loading,
@@ -227,14 +233,14 @@ impl Bench {
         let ground = Ground::of("empty", &root, SIZE_MAX_BYTES)?;
         println!("\n| loading rules | files of rules | rules | wall, s | CPU, s | peak memory, MiB |");
         println!("|---|---|---|---|---|---|");
-        for (index, set) in self.sets.iter().enumerate() {
-            for kind in &self.kinds {
+        for index in 0..self.sets.len() {
+            for kind in &self.kinds.clone() {
+                let set = self.set(*kind, index);
                 let runs: Vec<Measured> = (0..self.args.rounds)
                     .map(|_| measured::run(self.tools.scan(*kind, set, &ground, 1), &self.folder))
                     .collect::<anyhow::Result<_>>()?;
                 let of = |figure: fn(&Measured) -> f64| median(runs.iter().map(figure).collect());
                 let cpu = of(|run| run.cpu_s);
-                self.loading.insert((*kind, index), cpu);
                 println!(
                     "| {} | {} | {} | {:.2} | {cpu:.2} | {:.0} |",
                     kind.name(),
@@ -243,6 +249,7 @@ impl Bench {
                     of(|run| run.wall_s),
                     of(|run| run.peak_mib)
                 );
+                self.loading.insert((*kind, index), cpu);
             }
         }
         Ok(())
@@ -292,6 +299,14 @@ impl Bench {
         Ok(())
     }
 
+    /// The rules as this tool gets them.
+    fn set(&self, kind: Tool, index: usize) -> &Set {
+        match kind {
+            Tool::Vidette | Tool::Yr | Tool::Yara => &self.sets[index],
+            Tool::Clamscan => self.clam_sets.get(index).unwrap_or(&self.sets[index]),
+        }
+    }
+
     /// Every tool, every round; then its lines.
     fn cell(&mut self, cell: Cell) -> anyhow::Result<()> {
         let mut runs: BTreeMap<Tool, Vec<Measured>> = BTreeMap::new();
@@ -303,7 +318,7 @@ impl Bench {
             turns.shuffle(&mut self.order);
             let mut findings: BTreeMap<Tool, Findings> = BTreeMap::new();
             for kind in turns {
-                let (ground, set) = (&self.grounds[cell.ground], &self.sets[cell.set]);
+                let (ground, set) = (&self.grounds[cell.ground], self.set(kind, cell.set));
                 set_cache(cell.cold, ground)?;
                 let run = measured::run(self.tools.scan(kind, set, ground, cell.threads), &self.folder)?;
                 let found = self.tools.findings(kind, &run.stdout)?;
@@ -327,13 +342,11 @@ impl Bench {
         let (wall_s, cpu_s, peak_mib) = (of(|run| run.wall_s), of(|run| run.cpu_s), of(|run| run.peak_mib));
         let files = self.grounds[cell.ground].files.len() as f64;
         let loading = self.loading.get(&(kind, cell.set)).copied().unwrap_or(0.0);
-        Figures {
-            wall_s,
-            cpu_s,
-            peak_mib,
-            per_cpu: files / cpu_s,
-            scanning_per_cpu: files / (cpu_s - loading),
-        }
+        let scanning_s = cpu_s - loading;
+        // Less than this is lost in the noise of loading.
+        let scanning_per_cpu =
+            if scanning_s > loading * SCANNING_LEAST { files / scanning_s } else { f64::NAN };
+        Figures { wall_s, cpu_s, peak_mib, per_cpu: files / cpu_s, scanning_per_cpu }
     }
 
     fn line(&self, kind: Tool, cell: Cell, own: &Figures, yr: &Figures, matches: usize) {
@@ -342,7 +355,7 @@ impl Bench {
             "| {} | {} | {} | {} | {} | {:.0} | {:.1} | {:.2} | {:.0} | {:.0} | {:.0} | {matches} | {:.2} | {:.2} |",
             ground.name,
             warmth(cell.cold),
-            self.sets[cell.set].rules,
+            self.set(kind, cell.set).rules,
             cell.threads,
             kind.name(),
             ground.files.len() as f64 / own.wall_s,
@@ -449,6 +462,27 @@ fn possible(tools: &Tools, without: &[String]) -> anyhow::Result<Vec<Tool>> {
         }
     }
     Ok(kinds)
+}
+
+/// What of each set clamscan takes; nothing when it is left out.
+fn clam_sets(tools: &Tools, kinds: &[Tool], sets: &[Set], folder: &Path) -> anyhow::Result<Vec<Set>> {
+    if !kinds.contains(&Tool::Clamscan) {
+        return Ok(Vec::new());
+    }
+    eprintln!("trying which rule files clamscan can read");
+    let mut own = Vec::new();
+    for (index, set) in sets.iter().enumerate() {
+        let (mut kept, rules) = tools.clam_set(set, &folder.join(format!("clam-{index}")))?;
+        println!(
+            "clamscan: of {} files and {} rules it takes {} files and, by its own count, {rules} rules\n",
+            set.files.len(),
+            set.rules,
+            kept.files.len()
+        );
+        kept.rules = rules;
+        own.push(kept);
+    }
+    Ok(own)
 }
 
 /// The machine's files, then the scripts.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use vidette_tests::grounds::Ground;
 use vidette_tests::programs::binary;
-use vidette_tests::rulesets::Set;
+use vidette_tests::rulesets::{Set, accepted};
 
 /// Says which version of YARA-X the agent has.
 const LOCK: &str = include_str!("../../Cargo.lock");
@@ -129,6 +129,23 @@ impl Tools {
         Ok(agent && yr()? && yara()?)
     }
 
+    /// clamscan reads only a part of the language, and gives up on a folder that holds a file with something it can't read: the
+    /// files of a set that it can, in a folder of their own, and how many rules it says it has of them.
+    pub(crate) fn clam_set(&self, set: &Set, folder: &Path) -> anyhow::Result<(Set, usize)> {
+        let mut asked = 0;
+        let kept = accepted(&set.files, &mut |files: &[PathBuf]| {
+            asked += 1;
+            let tried = copied(files, &folder.join(format!("tried-{asked}")))?;
+            let rules = clam_rules(&tried)?;
+            fs::remove_dir_all(&tried)?;
+            Ok(rules.is_some())
+        })?;
+        let files: Vec<PathBuf> = kept.into_iter().cloned().collect();
+        let own = copied(&files, &folder.join("kept"))?;
+        let rules = clam_rules(&own)?.context("clamscan accepts each file but not all together")?;
+        Ok((Set { folder: own, files, rules: set.rules }, rules))
+    }
+
     /// The command that scans `ground`.
     pub(crate) fn scan(&self, tool: Tool, set: &Set, ground: &Ground, threads: usize) -> Command {
         match tool {
@@ -219,6 +236,27 @@ fn clamscan(set: &Set, root: &Path) -> Command {
     command.args(["-r", "-i", "--no-summary", "--max-filesize=64M", "--max-scansize=64M"]).args(CLAM_OFF);
     command.arg("-d").arg(&set.folder).arg(root);
     command
+}
+
+/// Files in a folder of their own.
+fn copied(files: &[PathBuf], folder: &Path) -> anyhow::Result<PathBuf> {
+    fs::create_dir_all(folder)?;
+    for file in files {
+        fs::copy(file, folder.join(file.file_name().context("a name")?))?;
+    }
+    Ok(folder.to_owned())
+}
+
+/// How many rules clamscan loads from a folder; `None` when it loads nothing.
+fn clam_rules(folder: &Path) -> anyhow::Result<Option<usize>> {
+    // Something to scan, beside the folder.
+    let empty = folder.with_extension("empty");
+    fs::write(&empty, "")?;
+    let output = Command::new("clamscan").arg("-d").arg(folder).arg(&empty).stdin(Stdio::null()).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let known = text.lines().find_map(|line| line.strip_prefix("Known viruses: ")?.trim().parse().ok());
+    let malformed = output.status.code() == Some(2);
+    Ok(known.filter(|rules| *rules > 0 && !malformed))
 }
 
 /// `yr` of the agent's YARA-X: in a folder that the user names, or built once into a cache folder.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const FOLDER: &str = "../shared/data/rulesets";
 
 /// A set may be larger than wanted by this part of it.
-pub const OVER: usize = 20;
+pub const OVER: usize = 8;
 
 /// Rules in a folder of their own; each file is a namespace.
 #[derive(Debug)]
@@ -95,7 +95,11 @@ impl Stock {
     }
 }
 
-fn accepted<'a>(
+/// Those of `files` that `accepts` takes, which is asked for all at once, and for halves where it says no.
+///
+/// # Errors
+/// When `accepts` fails.
+pub fn accepted<'a>(
     files: &'a [PathBuf],
     accepts: &mut impl FnMut(&[PathBuf]) -> anyhow::Result<bool>,
 ) -> anyhow::Result<BTreeSet<&'a PathBuf>> {

@@ -340,7 +340,12 @@ fn another_agent_and_its_worker_are_not_scanned_by_a_command() {
             let text = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
             all.extend(text.split_whitespace().map(str::to_owned));
         }
-        worker = all.into_iter().next();
+        // Not the one that compiles its rules, which ends at once.
+        let scans = |pid: &String| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.ends_with(b"worker\0")
+        };
+        worker = all.into_iter().find(scans);
     }
     for pid in [other.id().to_string(), worker.unwrap()] {
         let output = place.scan(&["--pid", &pid]);

@@ -172,13 +172,10 @@ impl Table {
         (fingerprint, HEADER_BYTES as u64 + bucket * BUCKET_BYTES as u64)
     }
 
-    /// None past a cut.
+    /// Empty past a cut.
     fn bucket(&self, at: u64) -> Option<[u8; BUCKET_BYTES]> {
         let mut bucket = [0; BUCKET_BYTES];
-        match self.file.read_at(&mut bucket, at) {
-            Ok(BUCKET_BYTES) => Some(bucket),
-            Ok(_) | Err(_) => None,
-        }
+        self.file.read_at(&mut bucket, at).ok().map(|_| bucket)
     }
 
     fn read(&self, bytes: &[u8], fingerprint: &[u8; 16]) -> Option<Entry> {

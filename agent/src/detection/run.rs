@@ -479,7 +479,10 @@ impl Running {
         for (number, item) in items.into_iter().enumerate() {
             let own = matches!(item.what, What::Run(..)) || Some(number) == newest;
             let told = looked.verdict == Verdict::TimedOut && self.slow.is_told();
-            if own && !told && let Some(event) = looked.detection(&self.host, &item) {
+            if own
+                && !told
+                && let Some(event) = looked.detection(&self.host, &item)
+            {
                 self.emit(event);
             }
             self.emit_telemetry(|host| looked.telemetry(host, item));

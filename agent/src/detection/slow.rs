@@ -76,7 +76,10 @@ impl Slow {
     }
 
     fn fine(&mut self, what: &str) -> String {
-        format!("{what}; {} files took too long meanwhile and were not scanned", std::mem::take(&mut self.files))
+        format!(
+            "{what}; {} files took too long meanwhile and were not scanned",
+            std::mem::take(&mut self.files)
+        )
     }
 }
 

@@ -209,7 +209,11 @@ mod tests {
 
     #[test]
     fn what_is_refused_without_a_word_is_still_told() {
-        let text = format!("rule a {{ condition: {}true{} }}", "for all i in (0..1) : (".repeat(1000), ")".repeat(1000));
+        let text = format!(
+            "rule a {{ condition: {}true{} }}",
+            "for all i in (0..1) : (".repeat(1000),
+            ")".repeat(1000)
+        );
         let compiled = compiled(&[file("deep", &text), file("good", GOOD)]);
         assert_eq!(compiled.rules.iter().count(), 1);
         assert!(compiled.problems.iter().any(|p| p.error && p.file == "deep"), "{:?}", compiled.problems);

@@ -261,7 +261,9 @@ mod tests {
                                     }
                                     answer = Some((file, 30));
                                 }
-                                Turn::Tell(answers) => answers.into_iter().for_each(|a| told.send(a).unwrap()),
+                                Turn::Tell(answers) => {
+                                    answers.into_iter().for_each(|a| told.send(a).unwrap())
+                                }
                             }
                         }
                     });

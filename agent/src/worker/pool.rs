@@ -388,9 +388,7 @@ impl Pool {
         let stage = match &self.stage {
             Stage::Stopped => None,
             Stage::Waiting(until) | Stage::Broken(_, until) => Some(*until),
-            Stage::Loading(_, load) => {
-                Some(load.until.min(load.looked + self.settings.launcher.patience()))
-            }
+            Stage::Loading(_, load) => Some(load.until.min(load.looked + self.settings.launcher.patience())),
             Stage::Ready(_, served) => match self.flight.deadline() {
                 Some(deadline) => Some(deadline.min(served.looked + self.settings.launcher.patience())),
                 None => Some(served.last + IDLE_TIME),

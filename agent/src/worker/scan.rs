@@ -50,11 +50,9 @@ pub fn scan(
     let start = Instant::now();
     let mut answer = match verdict(scanners, seen, request, file, buffer, start) {
         Ok(answer) => answer,
-        Err((verdict, detail)) => Scanned {
-            verdict: verdict as i32,
-            detail: clip(&detail, TEXT_BYTES_MAX),
-            ..Default::default()
-        },
+        Err((verdict, detail)) => {
+            Scanned { verdict: verdict as i32, detail: clip(&detail, TEXT_BYTES_MAX), ..Default::default() }
+        }
     };
     if buffer.capacity() > BUFFER_KEPT_BYTES_MAX {
         *buffer = Vec::new();

@@ -13,6 +13,9 @@ use prost::Message as _;
 use vidette_protocol::limits::{PATH_BYTES_MAX, TEXT_BYTES_MAX};
 use yara_x::errors::CompileError;
 use yara_x::{Compiler, Rules, SourceCode};
+use yara_x_parser::Parser;
+use yara_x_parser::ast::AST;
+use yara_x_parser::cst::{Event, SyntaxKind};
 
 /// Modules that no rule may import: one prints, two need data that an agent does not have.
 const MODULES_BANNED: [&str; 3] = ["console", "vt", "cuckoo"];
@@ -119,17 +122,24 @@ fn add(compiler: &mut Compiler<'_>, file: &RuleFile) -> Result<(), Vec<Problem>>
     let known = compiler.errors().len();
     compiler.new_namespace(&file.name);
     let source = SourceCode::from(file.text.as_slice()).with_origin(file.name.as_str());
-    if compiler.add_source(source).is_ok() {
-        return Ok(());
-    }
+    let added = compiler.add_source(source).is_ok();
     let errors: Vec<Problem> =
         compiler.errors().iter().skip(known).map(|error| of_error(file, error)).collect();
+    if added && !loses_rules(&file.text) {
+        return Ok(());
+    }
     if errors.is_empty() {
-        // The compiler gives up without a word where rules are nested too deep.
+        // The compiler passes over rules without a word where they are nested too deep.
         let hint = "nest conditions less deep, or split the file to find the rule";
-        return Err(vec![problem(file, None, "", "the compiler refuses the file", hint, true)]);
+        return Err(vec![problem(file, None, "", "the compiler passes over a rule", hint, true)]);
     }
     Err(errors)
+}
+
+/// More rules begin in a text than the parser makes of it.
+fn loses_rules(text: &[u8]) -> bool {
+    let begins = |event: &Event| matches!(event, Event::Token { kind: SyntaxKind::RULE_KW, .. });
+    Parser::new(text).filter(begins).count() > AST::from(text).rules().count()
 }
 
 fn of_error(file: &RuleFile, error: &CompileError) -> Problem {

@@ -175,6 +175,10 @@ pub(crate) fn stage(
     let (input, observations) = bounded(1024);
     let (out, events) = bounded(EVENTS_QUEUE_MAX);
     let config = Config {
+        hashes: Default::default(),
+        memory: None,
+        verdicts: Default::default(),
+        sweep: Default::default(),
         host: Host::read(),
         rules: RuleSources { builtin: false, files: rules },
         size_max_bytes: 64 << 20,

@@ -94,14 +94,7 @@ fn add(compiler: &mut Compiler<'_>, file: &RuleFile) -> Result<(), Vec<Problem>>
     if compiler.add_source(source).is_ok() {
         return Ok(());
     }
-    let errors: Vec<Problem> =
-        compiler.errors().iter().skip(known).map(|error| of_error(file, error)).collect();
-    if errors.is_empty() {
-        // The compiler gives up without a word where rules are nested too deep.
-        let hint = "nest conditions less deep, or split the file to find the rule";
-        return Err(vec![problem(file, None, "", "the compiler refuses the file", hint, true)]);
-    }
-    Err(errors)
+    Err(compiler.errors().iter().skip(known).map(|error| of_error(file, error)).collect())
 }
 
 fn of_error(file: &RuleFile, error: &CompileError) -> Problem {
@@ -205,18 +198,6 @@ mod tests {
             assert!(messages.iter().any(|message| message.contains(expected)), "{text}: {messages:?}");
             assert_eq!(compiled.rules.iter().count(), 1, "{text}");
         }
-    }
-
-    #[test]
-    fn what_is_refused_without_a_word_is_still_told() {
-        let text = format!(
-            "rule a {{ condition: {}true{} }}",
-            "for all i in (0..1) : (".repeat(1000),
-            ")".repeat(1000)
-        );
-        let compiled = compiled(&[file("deep", &text), file("good", GOOD)]);
-        assert_eq!(compiled.rules.iter().count(), 1);
-        assert!(compiled.problems.iter().any(|p| p.error && p.file == "deep"), "{:?}", compiled.problems);
     }
 
     #[test]

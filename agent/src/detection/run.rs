@@ -561,11 +561,7 @@ impl Running {
         let newest = items.iter().rposition(|item| !matches!(item.what, What::Run(..)));
         for (number, item) in items.into_iter().enumerate() {
             let own = matches!(item.what, What::Run(..)) || Some(number) == newest;
-            let told = looked.verdict == Verdict::TimedOut && self.slow.is_told();
-            if own
-                && !told
-                && let Some(event) = looked.detection(&self.host, &item)
-            {
+            if own && let Some(event) = looked.detection(&self.host, &item) {
                 self.emit(event);
             }
             self.emit_telemetry(|host| looked.telemetry(host, item));

@@ -1,5 +1,5 @@
-//! When many scans take too long, the rules are at fault and not the files: that is told once, as a state of the rules,
-//! and not once for each file. Pure.
+//! When many scans take too long, the rules are at fault and not the files: that is told once, as a state of the rules.
+//! Each file is told as well: whoever makes some that take long must not hide another one by that. Pure.
 //!
 //! Which rule it is can't be known cheaply: the scanner does not time rules. What is told names the rules' version and
 //! the next step.
@@ -60,16 +60,10 @@ impl Slow {
         }
     }
 
-    /// The rules are slow, and that was told: another file that took too long is no news.
-    #[must_use]
-    pub fn is_told(&self) -> bool {
-        self.slow
-    }
-
     fn slow_message(&self, late: usize) -> String {
         format!(
-            "of the last {} scans {late} took too long with the rules {}: they are too slow for this host. Files that take \
-             too long are not told one by one until that is over; take out the rule files that were added last",
+            "of the last {} scans {late} took too long with the rules {}: they are too slow for this host; take out the rule \
+             files that were added last",
             self.window.len(),
             self.rules_version
         )
@@ -94,11 +88,9 @@ mod tests {
         let told: Vec<_> = (0..10_000).filter_map(|_| slow.scanned("a", true)).collect();
         assert_eq!(told.len(), 1);
         assert!(told[0].0 == HealthState::Degraded && told[0].1.contains("the rules a"), "{told:?}");
-        assert!(slow.is_told());
         let told: Vec<_> = (0..1_000).filter_map(|_| slow.scanned("a", false)).collect();
         assert_eq!(told.len(), 1);
         assert!(told[0].0 == HealthState::Ok && told[0].1.contains("9992 files"), "{told:?}");
-        assert!(!slow.is_told());
     }
 
     #[test]

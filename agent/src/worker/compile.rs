@@ -246,15 +246,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_without_a_word_is_still_told() {
-        let text = format!(
+    fn what_is_passed_over_without_a_word_is_still_told() {
+        let deep = format!(
             "rule a {{ condition: {}true{} }}",
             "for all i in (0..1) : (".repeat(1000),
             ")".repeat(1000)
         );
-        let compiled = compiled(&[file("deep", &text), file("good", GOOD)]);
-        assert_eq!(compiled.rules.iter().count(), 1);
-        assert!(compiled.problems.iter().any(|p| p.error && p.file == "deep"), "{:?}", compiled.problems);
+        for text in [deep.clone(), format!("rule before {{ condition: true }}\n{deep}")] {
+            let compiled = compiled(&[file("deep", &text), file("good", GOOD)]);
+            assert_eq!(compiled.rules.iter().count(), 1);
+            assert!(compiled.problems.iter().any(|p| p.error && p.file == "deep"), "{:?}", compiled.problems);
+        }
     }
 
     #[test]

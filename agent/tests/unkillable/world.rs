@@ -53,7 +53,11 @@ fn signals_cost_no_verdict_at_all() {
 
 #[test]
 fn a_compiling_or_loading_worker_that_is_stopped_is_replaced_and_no_rules_are_blamed() {
-    let mut pool = Pool::new(marker());
+    // Many, so that the compiler is stopped before it is done.
+    let many: String = (0..5_000)
+        .map(|n| format!("rule r{n} {{ strings: $a = \"{n:08x}{:08x}\" condition: $a }}\n", n * 7919))
+        .collect();
+    let mut pool = Pool::new(settings(rig::with_rules("many.yar", &many)));
     let mut said = Said::default();
     said.take(pool.prepare(Instant::now()));
     rig::compilers().into_iter().for_each(|pid| signal(pid, Signal::STOP));

@@ -132,20 +132,38 @@ fn sources(from: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// How many lines begin a rule: enough to size a set; the scanner says how many rules it really is.
+/// How many lines begin a rule, outside block comments: enough to size a set; the scanner says how many rules it really is.
 #[must_use]
 pub fn count(text: &[u8]) -> usize {
-    let begins = |line: &[u8]| {
-        let line = String::from_utf8_lossy(line);
-        line.split_whitespace().find(|word| !matches!(*word, "private" | "global")) == Some("rule")
-    };
-    text.split(|byte| *byte == b'\n').filter(|line| begins(line)).count()
+    let text = String::from_utf8_lossy(text);
+    let (mut commented, mut count) = (false, 0);
+    for line in text.lines() {
+        let mut words = line.split_whitespace().skip_while(|word| matches!(*word, "private" | "global"));
+        if !commented && words.next() == Some("rule") && words.next().is_some() {
+            count += 1;
+        }
+        let last = |mark| line.rfind(mark).map_or(-1, |at| i64::try_from(at).unwrap_or(i64::MAX));
+        let (opened, closed) = (last("/*"), last("*/"));
+        // A mark within a string or a line comment says nothing; a line that is all comment begins with it.
+        if closed > opened {
+            commented = false;
+        } else if opened >= 0 && line.trim_start().starts_with("/*") {
+            commented = true;
+        }
+    }
+    count
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rules_are_counted_outside_comments() {
+        let text = b"/*\nrule no { }\n*/\nrule a\n{ }\n/* x */ \nprivate global rule b : tag {\n strings: $a = \"/*\"\n}\nrule c { }\n// rule d\n";
+        assert_eq!(count(text), 3);
+    }
 
     #[test]
     fn a_set_is_as_large_as_wanted_and_the_same_each_time() {

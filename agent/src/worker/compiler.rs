@@ -55,6 +55,7 @@ pub enum Step {
 #[derive(Debug)]
 pub struct Compiler {
     rules: RuleSet,
+    work: Work,
     /// The rule set's, which it keeps when files are left out.
     version: String,
     process: Option<Process>,
@@ -72,9 +73,10 @@ pub struct Compiler {
 }
 
 impl Compiler {
-    /// Starts a worker for them. Its notes carry `generation`.
+    /// Starts a worker for them, one of the two that compile. Its notes carry `generation`.
     pub fn start(
         rules: RuleSet,
+        work: Work,
         launcher: &Launcher,
         generation: u64,
         told: &Sender<Note>,
@@ -83,6 +85,7 @@ impl Compiler {
         let version = rules.version().to_owned();
         let mut compiler = Self {
             rules,
+            work,
             version,
             process: None,
             out: None,
@@ -133,7 +136,7 @@ impl Compiler {
 
     fn start_worker(&mut self, launcher: &Launcher, generation: u64, told: &Sender<Note>) -> Result<()> {
         let out = launcher.scratch()?;
-        let process = Process::start(launcher, Work::Compile, generation, told)?;
+        let process = Process::start(launcher, self.work, generation, told)?;
         process.compile(&self.rules, &self.version, out.as_fd())?;
         (self.process, self.out) = (Some(process), Some(out));
         Ok(())

@@ -582,7 +582,9 @@ impl Pool {
                     self.generation += 1;
                     let rules = self.settings.rules.clone();
                     let (launcher, told) = (&self.settings.launcher, &self.told);
-                    let (compiler, step) = Compiler::start(rules, launcher, self.generation, told, now);
+                    let behind = self.compiled.is_some() || self.settings.background;
+                    let work = if behind { Work::CompileBehind } else { Work::Compile };
+                    let (compiler, step) = Compiler::start(rules, work, launcher, self.generation, told, now);
                     self.compiler = Some(compiler);
                     step
                 }

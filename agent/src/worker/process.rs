@@ -43,8 +43,10 @@ pub enum Work {
     Scan,
     /// Scanning when nobody else wants processor or disk.
     Sweep,
-    /// Compiling rules, when nobody else wants the processor.
+    /// Compiling rules that somebody waits for, because there are none.
     Compile,
+    /// Compiling rules while others are in use, when nobody else wants the processor.
+    CompileBehind,
 }
 
 /// What a worker's socket said.
@@ -191,7 +193,8 @@ impl Process {
         match work {
             Work::Scan => {}
             Work::Sweep => drop(command.arg("--background")),
-            Work::Compile => drop(command.args(["--compile", "--background"])),
+            Work::Compile => drop(command.arg("--compile")),
+            Work::CompileBehind => drop(command.args(["--compile", "--background"])),
         }
         let child = command.stdin(theirs).spawn().context("could not start the scanner process")?;
         let process = Self { child, socket: ours, generation };

@@ -153,7 +153,7 @@ fn soak(
         std::thread::sleep(next.saturating_sub(start.elapsed()));
     };
     let said = String::from_utf8_lossy(&fs::read(&stderr)?).into_owned();
-    if !status.code().is_some_and(|code| code <= 2) {
+    if status.code().is_none_or(|code| code > 2) {
         bail!("the agent ended with {status}: {said}");
     }
     Ok((samples, said))

@@ -264,7 +264,7 @@ mod tests {
         parts.sort();
         assert_eq!(parts, ["a/b/other", "a/small", "c"]);
         let whole = Ground::of("test", &folder.path().join("c"), 100).unwrap();
-        assert_eq!(whole.paths, [whole.root.clone()]);
+        assert_eq!(whole.paths, std::slice::from_ref(&whole.root));
     }
 
     #[test]

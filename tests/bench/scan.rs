@@ -246,7 +246,7 @@ impl Bench {
     fn line(&self, kind: Tool, cell: Cell, own: &Figures, yr: &Figures, matches: usize) {
         let ground = &self.grounds[cell.ground];
         println!(
-            "| {} | {} | {} | {} | {} | {:.0} | {:.1} | {:.2} | {:.0} | {:.0} | {:.0} | {matches} | {:.2} | {:.2} |",
+            "| {} | {} | {} | {} | {} | {:.0} | {:.1} | {:.2} | {:.0} | {} | {:.0} | {matches} | {:.2} | {} |",
             ground.name,
             warmth(cell.cold),
             self.set(kind, cell.set).rules,
@@ -256,10 +256,10 @@ impl Bench {
             ground.megabytes() / own.wall_s,
             own.cpu_s,
             own.per_cpu,
-            own.scanning_per_cpu,
+            number(own.scanning_per_cpu, 0),
             own.peak_mib,
             own.per_cpu / yr.per_cpu,
-            own.scanning_per_cpu / yr.scanning_per_cpu
+            number(own.scanning_per_cpu / yr.scanning_per_cpu, 2)
         );
     }
 }
@@ -330,6 +330,11 @@ fn set_cache(cold: bool, ground: &Ground) -> anyhow::Result<()> {
         return empty_page_cache();
     }
     Limit::Read.measure(ground, 1).map(drop)
+}
+
+/// Nothing where nothing could be measured.
+fn number(value: f64, digits: usize) -> String {
+    if value.is_finite() { format!("{value:.digits$}") } else { String::new() }
 }
 
 fn warmth(cold: bool) -> &'static str {

@@ -20,6 +20,12 @@ use yara_x_parser::cst::{Event, SyntaxKind};
 /// Modules that no rule may import: one prints, two need data that an agent does not have.
 const MODULES_BANNED: [&str; 3] = ["console", "vt", "cuckoo"];
 
+/// Classes whose rules are at least so many of all get all of them: compiling nearly the same again costs more than a
+/// few rules too many. Percent.
+const NEARLY_ALL_PERCENT: usize = 75;
+/// Brackets within brackets from which on it is looked whether the parser took the rule.
+const DEPTH_SUSPECT: usize = 32;
+
 /// What came of it.
 #[derive(Debug)]
 pub struct Compiled {
@@ -78,10 +84,21 @@ pub fn by_class(
     if plan.sets.len() < 2 {
         return take(u32::MAX, &all);
     }
-    // It holds much memory, and the sets together hold all that it does.
-    drop(all);
+    // What no class has belongs to all other files.
     let other = 1 << Class::Other.index();
-    for set in &plan.sets {
+    let classes = |set: &routing::Set| {
+        let unused = if set.classes & other == 0 { 0 } else { !((1 << COUNT) - 1) };
+        set.classes | unused
+    };
+    let (nearly_all, sets): (Vec<_>, Vec<_>) =
+        plan.sets.iter().partition(|set| set.rules * 100 >= all.iter().count() * NEARLY_ALL_PERCENT);
+    let together = nearly_all.iter().fold(0, |bits, set| bits | classes(set));
+    if together != 0 {
+        take(together, &all)?;
+    }
+    // It holds much memory, and the other sets are small.
+    drop(all);
+    for set in sets {
         let number =
             |name: &str| usable.iter().copied().find(|at| files.get(*at).is_some_and(|f| f.name == name));
         let compiled = compile(&set.files, &mut |at| {
@@ -94,9 +111,7 @@ pub fn by_class(
             compiled.usable.len() == set.files.len(),
             "a part of the rules does not compile alone"
         );
-        // What no class has belongs to all other files.
-        let unused = if set.classes & other == 0 { 0 } else { !((1 << COUNT) - 1) };
-        take(set.classes | unused, &compiled.rules)?;
+        take(classes(set), &compiled.rules)?;
     }
     Ok(())
 }
@@ -136,8 +151,21 @@ fn add(compiler: &mut Compiler<'_>, file: &RuleFile) -> Result<(), Vec<Problem>>
     Err(errors)
 }
 
-/// More rules begin in a text than the parser makes of it.
+/// More rules begin in a text than the parser makes of it. That costs as much as parsing: it is asked only where
+/// something is nested deep.
 fn loses_rules(text: &[u8]) -> bool {
+    let (mut depth, mut deepest) = (0usize, 0);
+    for byte in text {
+        match byte {
+            b'(' => depth += 1,
+            b')' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    if deepest < DEPTH_SUSPECT {
+        return false;
+    }
     let begins = |event: &Event| matches!(event, Event::Token { kind: SyntaxKind::RULE_KW, .. });
     Parser::new(text).filter(begins).count() > AST::from(text).rules().count()
 }

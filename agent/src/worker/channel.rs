@@ -131,7 +131,7 @@ mod tests {
         let second = receive(right.as_fd(), &mut buffer).unwrap().unwrap();
         assert!(second.descriptors.is_empty());
         assert_eq!(
-            send(left.as_fd(), b"x", &vec![left.as_fd(); DESCRIPTORS_MAX + 1]).unwrap_err().kind(),
+            send(left.as_fd(), b"x", &[left.as_fd(); DESCRIPTORS_MAX + 1]).unwrap_err().kind(),
             ErrorKind::InvalidInput
         );
         drop(left);

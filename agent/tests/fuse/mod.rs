@@ -214,7 +214,7 @@ fn server_that_dies() -> TcpStream {
     let (mut served, _) = listener.accept().unwrap();
     served.write_all(&[b'.'; 1024]).unwrap();
     // Kept open for as long as the test's process lives.
-    std::mem::forget(served);
+    Box::leak(Box::new(served));
     client
 }
 

@@ -39,7 +39,7 @@ fn a_huge_file_is_scanned_in_part_wherever_its_data_are() {
     // With every block allocated, where the disk has room for it twice.
     let mut whole = tempfile::tempfile().unwrap();
     let room = rustix::fs::fstatvfs(&whole).unwrap();
-    let size = 10u64.min((room.f_bavail * room.f_frsize >> 30) / 2).max(1) << 30;
+    let size = 10u64.min(((room.f_bavail * room.f_frsize) >> 30) / 2).max(1) << 30;
     fallocate(&whole, FallocateFlags::empty(), 0, size).unwrap();
     whole.seek(SeekFrom::Start(size - 100)).unwrap();
     whole.write_all(MARKER).unwrap();

@@ -1,6 +1,6 @@
 //! The lists in use, and the thread that makes others: detection goes on with the old ones until the new are whole.
 //!
-//! Owned by the detection thread, which selects on [`Keeper::made`]. Nobody waits for the thread: it may hang on a disk
+//! Owned by the detection thread, which selects on `Keeper::made`. Nobody waits for the thread: it may hang on a disk
 //! that somebody else answers for.
 
 use super::{HashSources, Hashes, Summary, build};

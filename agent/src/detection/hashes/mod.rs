@@ -5,8 +5,8 @@
 //! keeper (its own thread; swapped in when done) -> Hashes::judge: the worker's digests -> verdict
 //! ```
 //!
-//! The worker computes the kinds that are listed ([`Hashes::wanted`]) over the bytes it scans. Both ways of scanning,
-//! on access and `scan`, hand what became of a file to [`Hashes::judge`] before anybody else sees it.
+//! The worker computes the kinds that are listed (`Hashes::wanted`) over the bytes it scans. Both ways of scanning,
+//! on access and `scan`, hand what became of a file to `Hashes::judge` before anybody else sees it.
 
 /// One line to entries.
 pub mod parse;

@@ -275,8 +275,9 @@ fn one_user_s_storm_does_not_delay_another_s_file() {
         }
     }
     println!("{shed} of {STORM} shed; scanned as number: {places:?}; ticks of its thread: {}", ticks());
-    // A few batches were in the worker's hands; three users and two programs take turns.
-    assert!(places.iter().all(|(_, place)| *place <= 48), "{places:?}");
+    // Four batches of 8 were in the worker's hands, and as many may be handed over while those are answered; three users
+    // and two programs take turns.
+    assert!(places.iter().all(|(_, place)| *place <= 80), "{places:?}");
     let (_, counters) = stage.end();
     assert!(counters.detection_lost_queue.get() >= (STORM - FILES_MAX - 64) as u64);
 }

@@ -17,6 +17,8 @@ pub const CONFIG_PATH: &str = "/etc/vidette/agent.toml";
 pub const STATE_PATH: &str = "/var/lib/vidette-agent";
 /// A configuration file. Bytes.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// What is said of a mistake quotes its line, unless that makes it longer than this. Bytes.
+const ANSWER_BYTES_MAX: usize = 2048;
 /// Entries of one list.
 const ENTRIES_MAX: usize = 1024;
 /// Limits of what may be set.
@@ -176,7 +178,7 @@ pub struct Config {
     pub verdicts_max: u64,
     /// When and how everything is looked at.
     pub sweep: Sweep,
-    /// The outbox on disk. Bytes.
+    /// The outbox on disk, its write-ahead log included. Bytes.
     pub outbox_bytes_max: u64,
 }
 
@@ -260,7 +262,7 @@ impl Config {
 
     fn parse(text: &str, state: Option<&Path>) -> anyhow::Result<Self> {
         let file: File =
-            toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", error.to_string().trim_end()))?;
+            toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", mistake(text, &error)))?;
         let state = state.map(Path::to_path_buf).or(file.state).unwrap_or_else(default_state);
         absolute("state", &state)?;
         let detection = file.detection;
@@ -299,6 +301,17 @@ impl Config {
             outbox_bytes_max: file.outbox.bytes_max,
         })
     }
+}
+
+/// What is wrong with a file, with its line.
+fn mistake(text: &str, error: &toml::de::Error) -> String {
+    let shown = error.to_string();
+    if shown.len() <= ANSWER_BYTES_MAX {
+        return shown.trim_end().to_owned();
+    }
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let message: String = error.message().chars().take(ANSWER_BYTES_MAX / 8).collect();
+    format!("line {}: {message}", before.matches('\n').count() + 1)
 }
 
 /// `/var/lib/vidette-agent` for root; a folder of the user's own otherwise.
@@ -418,6 +431,9 @@ mod tests {
         check("[sensors]\nwatch = [\"tmp\"]", "sensors.watch entry `tmp` is not an absolute path");
         check("[sensors]\nwach = []", "unknown field `wach`");
         check("[sensors\n", "line 1");
+        let long = format!("\nx = [{}", "\"a\", ".repeat(100_000));
+        let error = format!("{:#}", Config::parse(&long, None).unwrap_err());
+        assert!(error.contains("line 2") && error.len() < ANSWER_BYTES_MAX, "{} bytes", error.len());
         check("[detection]\nscan_timeout_s = 1", "detection.scan_timeout_s is 1: set it between 2 and 600");
         check("[detection]\nrules = [\"rules\"]", "detection.rules entry `rules`");
         check("[detection]\nhashes = [\"lists\"]", "detection.hashes entry `lists`");

@@ -1,7 +1,16 @@
 //! Which host this is, which boot, and what time it is there: what every event carries.
 
+use rustix::fs::{FileType, Mode, OFlags};
+use std::io::Read;
 use vidette_protocol::limits::NAME_BYTES_MAX;
 use vidette_protocol::wire::{self, event::Kind};
+
+/// The machine's id: 32 hex digits, the same from boot to boot (machine-id(5)).
+const MACHINE_ID: &str = "/etc/machine-id";
+/// What is read of it. Bytes.
+const MACHINE_ID_BYTES: usize = 32;
+/// A mark's bytes.
+const MARK_BYTES: usize = 16;
 
 /// A moment by both clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,5 +65,45 @@ impl Host {
             severity: severity as i32,
             kind: Some(kind),
         }
+    }
+}
+
+/// What tells one collector that this host has joined before: a digest of the machine's id and the collector's pin, because
+/// the id itself "should be considered confidential" (machine-id(5)). Empty where there is no id.
+#[must_use]
+pub fn mark(pin: &[u8; 32]) -> Vec<u8> {
+    machine_id().map_or_else(Vec::new, |id| mark_of(&id, pin))
+}
+
+fn mark_of(machine_id: &[u8], pin: &[u8; 32]) -> Vec<u8> {
+    let text = [b"vidette host mark\0", pin.as_slice(), machine_id].concat();
+    let digest = ring::digest::digest(&ring::digest::SHA256, &text);
+    digest.as_ref().iter().copied().take(MARK_BYTES).collect()
+}
+
+fn machine_id() -> Option<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = rustix::fs::open(MACHINE_ID, flags, Mode::empty()).ok()?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&file).ok()?.st_mode) != FileType::RegularFile {
+        return None;
+    }
+    let mut id = [0; MACHINE_ID_BYTES];
+    std::fs::File::from(file).read_exact(&mut id).ok()?;
+    // An image that was not started yet has the word `uninitialized` there.
+    id.iter().all(u8::is_ascii_hexdigit).then(|| id.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_of_one_machine_for_one_collector_and_does_not_show_the_id() {
+        let id = b"0123456789abcdef0123456789abcdef";
+        let mark = mark_of(id, &[1; 32]);
+        assert_eq!((mark.len(), mark_of(id, &[1; 32])), (MARK_BYTES, mark.clone()));
+        assert_ne!(mark, mark_of(id, &[2; 32]));
+        assert_ne!(mark, mark_of(b"1123456789abcdef0123456789abcdef", &[1; 32]));
+        assert!(super::mark(&[1; 32]).is_empty() || super::mark(&[1; 32]).len() == MARK_BYTES);
     }
 }

@@ -19,12 +19,20 @@ pub mod worker;
 pub mod outbox;
 /// 4. Events to the collector, acknowledgements back.
 pub mod transport;
+/// Signs that somebody meddles with the agent itself.
+pub mod tamper;
 /// Which queue leads where: every thread and channel is made here.
 pub mod pipeline;
 /// How the agent is, told to `vidette-agent status`.
 pub mod status;
 /// The one way to end: a flag that every stage hears.
 pub mod stop;
+/// Whether the data path goes on.
+pub mod progress;
+/// systemd's watchdog, fed as long as it does.
+mod watchdog;
+/// The agent's own folder, for one agent at a time.
+pub mod folder;
 /// Counters of every stage: seen = passed + shed + lost.
 pub mod telemetry;
 /// The only folder with `unsafe`: thin wrappers over system calls.

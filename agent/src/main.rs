@@ -16,7 +16,8 @@ fn main() -> ExitCode {
     }
     match cli::run(cli.command) {
         Ok(code) => code,
-        Err(error) if closed_pipe(&error) => ExitCode::SUCCESS,
+        // Not everything was said: no success, and nobody to tell.
+        Err(error) if cli::is_closed_pipe(&error) => ExitCode::from(EXIT_ERROR),
         Err(error) => {
             eprintln!("vidette-agent: {}", lines(&format!("{error:#}")));
             ExitCode::from(EXIT_ERROR)
@@ -41,13 +42,4 @@ fn log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
 /// An error may run over several lines, and holds names that somebody else chose.
 fn lines(text: &str) -> String {
     text.lines().map(|line| escape::terminal(line.as_bytes())).collect::<Vec<_>>().join("\n")
-}
-
-/// Whoever read our output has read enough (`vidette-agent watch / | head`).
-fn closed_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-    })
 }

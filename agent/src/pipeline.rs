@@ -3,53 +3,55 @@
 //! Order of the end: the sensors stop, the observations run dry, detection ends and drops its events, the
 //! transport says goodbye after what it can still send in its grace time, the outbox commits the last of them.
 
+/// Settings to what each stage takes.
+mod settings;
+
+use self::settings::{detection_config, sensors_config};
 use crate::config::{Config, Sweep};
-use crate::detection::hashes::HashSources;
-use crate::detection::rules::RuleSources;
-use crate::detection::sweep::schedule::Plan;
-use crate::detection::verdicts::{self, Place};
-use crate::detection::walk::Scope;
+use crate::detection::verdicts::Place;
 use crate::detection::{self, Detection, EVENTS_QUEUE_MAX, mark};
+use crate::folder;
 use crate::host::{Host, Moment};
 use crate::outbox::{self, Outbox};
-use crate::sensors::{self, Level, OBSERVATIONS_QUEUE_MAX, Observation, Sensors};
+use crate::progress::Waiting;
+use crate::sensors::{self, OBSERVATIONS_QUEUE_MAX, Observation, Sensors};
 use crate::status::{self, Report};
 use crate::stop::{self, Stop};
+use crate::tamper::Told;
+use crate::tamper::asked;
+use crate::tamper::life::{self, Life};
+use crate::tamper::outage::{Outage, Reach};
+use crate::tamper::unit::Unit;
 use crate::telemetry::Counters;
-use crate::transport::{self, Credentials, State, Transport};
+use crate::transport::{self, Credentials, IdentityLife, State, Transport};
+use crate::watchdog::Beats;
 use crate::worker::poison::Poison;
-use crate::worker::process::{Launcher, resident_bytes};
-use anyhow::{Context, bail};
+use crate::worker::process::resident_bytes;
+use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use rustix::fs::{FlockOperation, flock};
 use std::ffi::OsStr;
-use std::fs::{DirBuilder, File};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use vidette_protocol::escape;
+use vidette_protocol::limits::TEXT_BYTES_MAX;
 use vidette_protocol::wire::{self, event::Kind};
 
-/// Files that killed the scanner, in the state folder.
-const POISON_FILE: &str = "poison";
 /// How often the stages are asked whether they still work, and whether anything waits.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the mark is moved on while nothing waits.
 const MARK_INTERVAL: Duration = Duration::from_secs(10);
-
-/// Sweeps of a fleet that is started at once begin within this time.
-const SWEEP_JITTER_MAX: Duration = Duration::from_secs(3600);
-
+/// How often the unit is looked at, and the next run's word on this one kept fresh.
+const SIGNS_INTERVAL: Duration = Duration::from_secs(10);
 /// The service: all stages, until `stop` or until one of them fails.
 ///
 /// # Errors
 /// What could not be started, or the name of the stage that failed.
 pub fn run(config: &Config, stop: &Stop) -> anyhow::Result<()> {
-    let _lock = claim(&config.state)?;
+    let _lock = folder::claim(&config.state)?;
     let host = Host::read();
     let counters = Arc::new(Counters::default());
     let (observe, observations) = bounded(OBSERVATIONS_QUEUE_MAX);
@@ -60,7 +62,7 @@ pub fn run(config: &Config, stop: &Stop) -> anyhow::Result<()> {
 
     let outbox = outbox::start(
         outbox::Config {
-            folder: config.state.join("outbox"),
+            folder: config.state.join(outbox::OUTBOX_FOLDER),
             bytes_max: config.outbox_bytes_max,
             host: host.clone(),
         },
@@ -70,13 +72,12 @@ pub fn run(config: &Config, stop: &Stop) -> anyhow::Result<()> {
     let settings = detection_config(config, &host)?;
     let poison = settings.poison.clone();
     let detection = detection::start(settings, counters.clone(), observations, emit.clone())?;
-    let sensors = sensors::start(sensors_config(config), counters.clone(), observe)?;
-    say(
-        &emit,
-        &host,
-        "agent-started",
-        &format!("version {}, sensors {}", env!("CARGO_PKG_VERSION"), sensors.level().name()),
-    );
+    let mut sensors = sensors::start(sensors_config(config), counters.clone(), observe)?;
+    sensors.guard(&config.state, transport::IDENTITY_FOLDER)?;
+    let (life, before) = life::begin(&config.state, &host)
+        .with_context(|| format!("could not write to the state folder {}", config.state.display()))?;
+    let begun = format!("version {}, sensors {}", env!("CARGO_PKG_VERSION"), sensors.level().name());
+    say(&emit, &host, life::started(before.as_ref(), &begun));
     tell_missing(config, &emit, &host);
     catch_up(config, &host, started, &emit, &detection)?;
     let (local_stopper, local_stop) = stop::channel();
@@ -84,7 +85,7 @@ pub fn run(config: &Config, stop: &Stop) -> anyhow::Result<()> {
     let facts = Facts {
         host: host.clone(),
         started,
-        counters,
+        counters: counters.clone(),
         sensors: sensors.gauge(),
         level_reason: sensors.reason().to_owned(),
         detection: detection.gauge(),
@@ -100,22 +101,53 @@ pub fn run(config: &Config, stop: &Stop) -> anyhow::Result<()> {
         Arc::new(move || hello.hello()),
         local_stop.clone(),
     )?;
-    let answers = answer(facts, transport.state(), config.state.clone(), local_stop)?;
+    let answers = answer(facts, &transport, config.state.clone(), local_stop.clone())?;
+    let joining = transport::invited::start(config.state.clone(), host.clone(), local_stop)?;
 
-    let mut stages = Stages { detection, outbox, transport, watched, answers };
-    let outcome = stages.watch(&config.state, &sensors, stop);
-    say(&emit, &host, "agent-stopped", outcome.as_ref().err().map_or("asked to stop", String::as_str));
+    let mut stages = Stages { counters, detection, outbox, transport, watched, answers, joining };
+    let mut signs = Signs { unit: Unit::of_this_process(), outage: Outage::default(), life };
+    let service = Beats::new();
+    service.tell("READY=1");
+    let outcome =
+        stages.watch(&config.state, &sensors, stop, (&mut signs, service), &|told| say(&emit, &host, told));
+    // Once more: whoever changes the unit and restarts it is not faster than this.
+    signs.unit.iter_mut().flat_map(Unit::look).for_each(|told| say(&emit, &host, told));
+    say(&emit, &host, last_word(outcome.as_ref().err(), &sensors, stop));
     sensors.stop();
     stages.end(local_stopper, emit);
+    signs.life.end();
     outcome.map_err(|failed| anyhow::anyhow!("{failed}"))
 }
 
+/// Why the run ends, and who asked for it.
+fn last_word(failed: Option<&String>, sensors: &Sensors, stop: &Stop) -> Told {
+    if let Some(failed) = failed {
+        let detail = failed.clone();
+        return Told { action: "agent-stopped", severity: wire::Severity::High, detail, process: None };
+    }
+    let asked = stop.asked();
+    let (process, lately) = match asked.as_ref().and_then(|asked| Some((asked.at, asked.sender?))) {
+        Some((at, (pid, _))) => sensors.who(pid, asked::HINTS, at),
+        None => (None, Vec::new()),
+    };
+    asked::stopped(asked, process, &lately)
+}
+
+/// What is looked after beside the stages.
+struct Signs {
+    unit: Option<Unit>,
+    outage: Outage,
+    life: Life,
+}
+
 struct Stages {
+    counters: Arc<Counters>,
     detection: Detection,
     outbox: Outbox,
     transport: Transport,
     watched: Watched,
     answers: JoinHandle<()>,
+    joining: Option<JoinHandle<()>>,
 }
 
 /// What tells whether anything waits between the stages.
@@ -127,9 +159,27 @@ struct Watched {
 
 impl Stages {
     /// Until stop; an error is the sentence on the stage that failed. Moves the mark on while nothing waits.
-    fn watch(&mut self, state: &Path, sensors: &Sensors, stop: &Stop) -> Result<(), String> {
+    fn watch(
+        &mut self,
+        state: &Path,
+        sensors: &Sensors,
+        stop: &Stop,
+        (signs, mut beats): (&mut Signs, Beats),
+        say: &dyn Fn(Told),
+    ) -> Result<(), String> {
         let mut idle_since: Option<i64> = None;
+        let (transport, turns) = (self.transport.state(), self.transport.turns());
+        let mut looked: Option<Instant> = None;
         while !stop.wait(LOOK_INTERVAL) {
+            let observations = !self.watched.observations.is_empty();
+            let (events, events_full) = (!self.watched.events.is_empty(), self.watched.events.is_full());
+            beats.look(&self.counters, &turns, Waiting { observations, events, events_full });
+            signs.outage.look(reach(&transport.borrow()), Instant::now()).into_iter().for_each(say);
+            if looked.is_none_or(|looked| looked.elapsed() >= SIGNS_INTERVAL) {
+                looked = Some(Instant::now());
+                signs.life.beat();
+                signs.unit.iter_mut().flat_map(Unit::look).for_each(say);
+            }
             for (name, failed) in [
                 ("sensors", sensors.is_finished()),
                 ("detection", self.detection.is_finished()),
@@ -157,6 +207,7 @@ impl Stages {
                 idle_since = self.is_idle().then_some(now);
             }
         }
+        beats.tell("STOPPING=1");
         Ok(())
     }
 
@@ -180,6 +231,9 @@ impl Stages {
             tracing::error!("the transport panicked");
         }
         let _ = self.answers.join();
+        if let Some(joining) = self.joining {
+            let _ = joining.join();
+        }
         self.outbox.join();
     }
 }
@@ -206,115 +260,6 @@ fn catch_up(
     Ok(())
 }
 
-/// The agent's own folder, 0700, for one agent at a time.
-fn claim(folder: &Path) -> anyhow::Result<File> {
-    let shown = folder.display();
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .with_context(|| format!("could not make the state folder {shown}: name another one with --state"))?;
-    let data = folder.metadata().with_context(|| format!("could not look at the state folder {shown}"))?;
-    let me = rustix::process::geteuid().as_raw();
-    if data.uid() != me {
-        bail!(
-            "the state folder {shown} belongs to user {}, not to {me} who runs this: name another one with --state",
-            data.uid()
-        );
-    }
-    if data.mode() & 0o077 != 0 {
-        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
-            .with_context(|| format!("could not close the state folder {shown} to other users"))?;
-        tracing::warn!(folder = %shown, "the state folder was open to other users; it is closed now");
-    }
-    let lock = File::options().create(true).truncate(false).write(true).open(folder.join("lock"));
-    let lock = lock.with_context(|| {
-        format!("could not write to the state folder {shown}: name another one with --state")
-    })?;
-    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-        bail!(
-            "another agent runs with the state folder {shown}: stop it, or name another folder with --state"
-        );
-    }
-    Ok(lock)
-}
-
-fn detection_config(config: &Config, host: &Host) -> anyhow::Result<detection::Config> {
-    Ok(detection::Config {
-        host: host.clone(),
-        rules: RuleSources { builtin: config.builtin_rules, files: config.rules.clone() },
-        hashes: HashSources { files: config.hashes.clone(), folder: Some(config.state.clone()) },
-        size_max_bytes: config.size_max_bytes,
-        scan_timeout: config.scan_timeout,
-        scans_parallel: config.scans_parallel,
-        telemetry: config.telemetry,
-        launcher: Launcher::own()?.with_scratch(&config.state),
-        poison: Poison::at(&config.state.join(POISON_FILE)),
-        memory: memory_config(config)?,
-        scope: Scope {
-            roots: config.watch.iter().map(|path| resolved(path)).collect(),
-            exclude: excluded(config),
-        },
-        verdicts: Place { path: Some(config.state.join(verdicts::NAME)), files_max: config.verdicts_max },
-        sweep: sweep_plan(config),
-    })
-}
-
-fn memory_config(config: &Config) -> anyhow::Result<Option<detection::memory::on_exec::Config>> {
-    if config.memory_on_exec.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(detection::memory::on_exec::Config {
-        paths: config.memory_on_exec.iter().map(|path| resolved(path)).collect(),
-        delay: config.memory_delay,
-        budget: detection::memory::Budget::default(),
-        launcher: Launcher::own()?,
-        scan_timeout: config.scan_timeout,
-    }))
-}
-
-fn sweep_plan(config: &Config) -> Plan {
-    let Sweep { every, after_rules_change, cpu_percent, io_bytes_per_s, paths } = &config.sweep;
-    let roots = if paths.is_empty() { &config.watch } else { paths };
-    Plan {
-        every: *every,
-        after_rules_change: *after_rules_change,
-        jitter_max: every.map_or(SWEEP_JITTER_MAX, |every| (every / 24).min(SWEEP_JITTER_MAX)),
-        cpu_percent: *cpu_percent,
-        io_bytes_per_s: *io_bytes_per_s,
-        scope: Scope { roots: roots.iter().map(|path| resolved(path)).collect(), exclude: excluded(config) },
-        state: Some(config.state.clone()),
-    }
-}
-
-fn sensors_config(config: &Config) -> sensors::Config {
-    let level_max = if config.polling { Level::Polling } else { Level::Full };
-    // Everything is an empty list, so that the portable sensors choose folders that they can bear.
-    let watch = config.watch.iter().filter(|path| *path != b"/").map(|path| resolved(path)).collect();
-    let everything = config.watch.iter().any(|path| path == b"/");
-    sensors::Config {
-        watch: if everything { Vec::new() } else { watch },
-        exclude: excluded(config),
-        level_max,
-        network_filesystems: config.network_filesystems,
-        realtime: config.realtime,
-        self_test: config.self_test,
-        canary: Some(sensors::Canary::own(config.state.clone())),
-    }
-}
-
-/// What the settings exclude, and the agent's own folder.
-fn excluded(config: &Config) -> Vec<Vec<u8>> {
-    let own = config.state.canonicalize().unwrap_or_else(|_| config.state.clone());
-    config.exclude.iter().map(|path| resolved(path)).chain([own.as_os_str().as_bytes().to_vec()]).collect()
-}
-
-/// The path as the kernel reports it: without links and dots. One that is not there stays as it is written.
-fn resolved(path: &[u8]) -> Vec<u8> {
-    let path = Path::new(OsStr::from_bytes(path));
-    path.canonicalize().unwrap_or_else(|_| path.to_path_buf()).into_os_string().into_vec()
-}
-
 /// A watched folder that is not there is a mistake or a disk that is missing: either way somebody must hear of it.
 fn tell_missing(config: &Config, emit: &Sender<wire::Event>, host: &Host) {
     for path in &config.watch {
@@ -330,10 +275,19 @@ fn tell_missing(config: &Config, emit: &Sender<wire::Event>, host: &Host) {
     }
 }
 
-fn say(emit: &Sender<wire::Event>, host: &Host, action: &str, detail: &str) {
-    let audit = wire::Audit { action: action.into(), outcome: "success".into(), detail: detail.into() };
+fn say(emit: &Sender<wire::Event>, host: &Host, told: Told) {
     // The outbox has ended before us only when it failed, and that is said elsewhere.
-    let _ = emit.send(host.event(Moment::now(), wire::Severity::Info, Kind::Audit(audit)));
+    let _ = emit.send(host.event(Moment::now(), told.severity, told.kind()));
+}
+
+/// How the transport is, for `outage`.
+fn reach(state: &State) -> Reach<'_> {
+    match state {
+        State::Connected { .. } => Reach::Connected,
+        State::Connecting { error: Some(error) } => Reach::Failing(error),
+        State::Refused { reason, .. } => Reach::Failing(reason),
+        State::NotJoined { .. } | State::Connecting { error: None } => Reach::Idle,
+    }
 }
 
 fn say_gap(emit: &Sender<wire::Event>, host: &Host, from_unix_ns: i64, now: Moment) {
@@ -389,15 +343,16 @@ impl Facts {
                 .credentials()
                 .map_or(0, |credentials| credentials.expires_unix_s),
             counters: counters.map(|(name, value)| wire::Counter { name: name.into(), value }).collect(),
-            health: Vec::new(),
+            health: left_out(&self.detection.state().rule_errors).into_iter().collect(),
         }
     }
 
-    fn report(&self, transport: &State) -> Report {
+    fn report(&self, transport: &State, identity: &IdentityLife) -> Report {
         let (detection, figures, credentials) =
             (self.detection.state(), self.outbox.figures(), self.credentials());
         let level = self.sensors.level();
         let (word, detail) = words(transport);
+        let renewals = identity.renewals();
         Report {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
@@ -414,6 +369,7 @@ impl Facts {
             rules: u64::from(detection.rules_count),
             rule_errors: detection.rule_errors,
             hashes: detection.hashes,
+            scan_time: detection.scan_time,
             poisoned: detection.poisoned as u64,
             poisoned_files: self.poisoned_files(),
             transport: word.into(),
@@ -422,6 +378,10 @@ impl Facts {
                 .as_ref()
                 .map_or_else(String::new, |credentials| credentials.agent.to_string()),
             certificate_expires_unix_s: credentials.map_or(0, |credentials| credentials.expires_unix_s),
+            clock: identity.clock(),
+            renewals: renewals.done,
+            renewals_failed: renewals.failed,
+            renewal_error: renewals.error,
             outbox_events: figures.events,
             outbox_bytes: figures.bytes,
             oldest_event_age_ms: figures.oldest_age_ms,
@@ -464,25 +424,39 @@ impl Facts {
     }
 }
 
+/// Rules that are not in use, for as long as it is so: whoever looks at the fleet sees it without looking for the event.
+fn left_out(errors: &[String]) -> Option<wire::Health> {
+    let first = errors.first()?;
+    let more = match errors.len() - 1 {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let mut message = format!("left out: {first}{more}");
+    message.truncate(message.floor_char_boundary(TEXT_BYTES_MAX));
+    Some(wire::Health { component: "rules".into(), state: wire::HealthState::Failed.into(), message })
+}
+
 fn words(state: &State) -> (&'static str, String) {
     match state {
         State::NotJoined { reason } => ("not joined", reason.clone()),
         State::Connecting { error } => ("connecting", error.clone().unwrap_or_default()),
         State::Connected { since, .. } => ("connected", format!("for {} s", since.elapsed().as_secs())),
-        State::Refused { code, reason } => ("refused", format!("{}: {reason}", code.as_str_name())),
+        State::Refused { code, reason } => ("refused", format!("{}: {reason}", transport::word(*code))),
     }
 }
 
-/// Answers `vidette-agent status` on a thread of its own.
+/// Answers `vidette-agent status` and `renew` on a thread of its own.
 fn answer(
     facts: Facts,
-    transport: watch::Receiver<State>,
+    transport: &Transport,
     folder: PathBuf,
     stop: Stop,
 ) -> anyhow::Result<JoinHandle<()>> {
     let socket = status::listen(&folder)?;
+    let (state, identity): (watch::Receiver<State>, _) = (transport.state(), transport.identity());
     Ok(std::thread::Builder::new().name("status".into()).spawn(move || {
-        status::serve(&socket, &folder, &stop, || facts.report(&transport.borrow().clone()));
+        let report = || facts.report(&state.borrow().clone(), &identity);
+        status::serve(&socket, &folder, &stop, report, || identity.renew_now());
     })?)
 }
 

@@ -1,5 +1,6 @@
 //! How the agent is, told over a Unix socket in its state folder: `vidette-agent status` asks, a thread of
-//! the running agent answers with one JSON object and closes. Nobody but the folder's owner can reach it.
+//! the running agent answers with one JSON object and closes. `vidette-agent renew` asks in another word and gets the same
+//! answer: as of before. Nobody but the folder's owner can reach it.
 
 use crate::detection::hashes::Summary;
 use crate::stop::Stop;
@@ -17,6 +18,14 @@ use std::time::Duration;
 const SOCKET: &str = "status.sock";
 /// How long one asker may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Asks how the agent is; so does who says nothing.
+const ASK_STATUS: &[u8] = b"status\n";
+/// Asks for a renewal.
+const ASK_RENEW: &[u8] = b"renew\n";
+/// A question. Bytes.
+const QUESTION_BYTES_MAX: u64 = 16;
+/// A command of version 0.1 says nothing: it gets its answer after this.
+const QUESTION_TIMEOUT: Duration = Duration::from_millis(100);
 /// How often the thread looks whether to stop.
 const POLL: Duration = Duration::from_millis(200);
 /// An answer. Bytes.
@@ -55,6 +64,9 @@ pub struct Report {
     /// The hash lists in use.
     #[serde(default)]
     pub hashes: Summary,
+    /// Why scans take too long, as the `scan-time` event says; empty while they do not.
+    #[serde(default)]
+    pub scan_time: String,
     /// Files that killed the scanner and are not tried again with these rules.
     pub poisoned: u64,
     /// The newest of them, at most [`POISONED_SHOWN_MAX`].
@@ -68,6 +80,18 @@ pub struct Report {
     pub agent_id: String,
     /// When its certificate ends, Unix seconds; 0 before it joined.
     pub certificate_expires_unix_s: i64,
+    /// Why somebody should look at this host's clock, or the collector's; empty when all is well.
+    #[serde(default)]
+    pub clock: String,
+    /// Renewals of the certificate since the start.
+    #[serde(default)]
+    pub renewals: u64,
+    /// Of those that were tried, how many came to nothing.
+    #[serde(default)]
+    pub renewals_failed: u64,
+    /// Why the last one did; empty when it did not.
+    #[serde(default)]
+    pub renewal_error: String,
     /// Events that wait for the collector.
     pub outbox_events: u64,
     /// Their bytes on disk.
@@ -157,11 +181,17 @@ pub fn listen(folder: &Path) -> anyhow::Result<UnixListener> {
 }
 
 /// Answers until `stop`. Runs on the caller's thread.
-pub fn serve(listener: &UnixListener, folder: &Path, stop: &Stop, report: impl Fn() -> Report) {
+pub fn serve(
+    listener: &UnixListener,
+    folder: &Path,
+    stop: &Stop,
+    report: impl Fn() -> Report,
+    renew: impl Fn(),
+) {
     while !stop.is_set() {
         match listener.accept() {
             Ok((stream, _)) => {
-                if let Err(error) = answer(stream, &report()) {
+                if let Err(error) = answer(stream, &report, &renew) {
                     tracing::debug!(%error, "an asker of the status went away");
                 }
             }
@@ -177,10 +207,19 @@ pub fn serve(listener: &UnixListener, folder: &Path, stop: &Stop, report: impl F
     let _ = std::fs::remove_file(folder.join(SOCKET));
 }
 
-fn answer(mut stream: UnixStream, report: &Report) -> anyhow::Result<()> {
+fn answer(mut stream: UnixStream, report: &impl Fn() -> Report, renew: &impl Fn()) -> anyhow::Result<()> {
     stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(QUESTION_TIMEOUT))?;
     stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-    stream.write_all(&serde_json::to_vec(report)?)?;
+    let mut question = Vec::new();
+    let mut reader = std::io::BufReader::new(stream.try_clone()?.take(QUESTION_BYTES_MAX));
+    // Nothing within the time: an older command, which asks for the status without a word.
+    let _ = std::io::BufRead::read_until(&mut reader, b'\n', &mut question);
+    let report = report();
+    if question == ASK_RENEW {
+        renew();
+    }
+    stream.write_all(&serde_json::to_vec(&report)?)?;
     Ok(())
 }
 
@@ -189,8 +228,20 @@ fn answer(mut stream: UnixStream, report: &Report) -> anyhow::Result<()> {
 /// # Errors
 /// When no agent runs there, or its answer is not one.
 pub fn ask(folder: &Path) -> anyhow::Result<Report> {
+    put(folder, ASK_STATUS)
+}
+
+/// Has the agent whose state is in `folder` renew its certificate, and gives how it was before.
+///
+/// # Errors
+/// As [`ask`].
+pub fn renew_now(folder: &Path) -> anyhow::Result<Report> {
+    put(folder, ASK_RENEW)
+}
+
+fn put(folder: &Path, question: &[u8]) -> anyhow::Result<Report> {
     let path = folder.join(SOCKET);
-    let stream = match UnixStream::connect(&path) {
+    let mut stream = match UnixStream::connect(&path) {
         Ok(stream) => stream,
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             bail!("{} may be read by its owner only: run this as root or as the agent's user", path.display())
@@ -201,6 +252,8 @@ pub fn ask(folder: &Path) -> anyhow::Result<Report> {
         ),
     };
     stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    // One that does not read its question answers all the same.
+    let _ = stream.write_all(question);
     let mut text = Vec::new();
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut text).context("the agent did not answer")?;
     serde_json::from_slice(&text).context("the agent's answer can't be read: is it of another version?")

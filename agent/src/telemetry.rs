@@ -2,6 +2,7 @@
 //! `Counters::equations` says it exactly. Each stage counts a thing where it leaves it; two counters are not read
 //! at one moment, so that the sides may differ by what is on its way while they are read.
 
+use crate::progress::Progress;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// One number. It only grows, unless its name says that something waits.
@@ -35,7 +36,11 @@ macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
         /// All counters of the agent, shared by `Arc`. Each stage adds to its own.
         #[derive(Debug, Default)]
-        pub struct Counters { $($(#[$doc])* pub $name: Counter),* }
+        pub struct Counters {
+            /// Not counted but judged: see there.
+            pub progress: Progress,
+            $($(#[$doc])* pub $name: Counter),*
+        }
 
         impl Counters {
             /// Names and values, in path order.

@@ -4,6 +4,8 @@
 #![cfg(target_os = "linux")]
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod stopping;
+
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -110,7 +112,7 @@ impl Stage {
     fn pause(&self) -> rustix::process::Pid {
         let pid = self.detection.state().worker_pid.unwrap();
         let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        stopping::stop(pid);
         pid
     }
 
@@ -300,6 +302,37 @@ fn ticks() -> u64 {
         .sum()
 }
 
+/// A rescan may open a file before its first byte is there and scan it after the last: by the later state its writer's
+/// close is the same detection, not a second one.
+#[test]
+fn a_file_that_a_rescan_met_half_written_is_told_as_it_was_scanned() {
+    let stage = Stage::start();
+    stage.send(&stage.write("first", b"first"), 0, "/bin/cp");
+    stage.wait_for("a worker with its rules", |_| stage.counters.detection_scanned.get() == 1);
+    let worker = stage.pause();
+    let path = stage.write("half", b"");
+    let mut met = written(&path, 0, "");
+    if let Observation::FileWritten { trigger, process, .. } = &mut met {
+        (*trigger, *process) = (Trigger::Sweep, None);
+    }
+    stage.input.send(met).unwrap();
+    stage.wait_for("its turn", |_| stage.counters.detection_waiting.get() == 1);
+    // Until it is with the scanner. Too short a wait proves less and breaks nothing.
+    std::thread::sleep(Duration::from_millis(300));
+    stage.write("half", &eicar());
+    rustix::process::kill_process(worker, rustix::process::Signal::CONT).unwrap();
+    let file = loop {
+        if let Some(Kind::Detection(detection)) = stage.next().kind {
+            break detection.file.unwrap();
+        }
+    };
+    let stat = fs::metadata(&path).unwrap();
+    let ctime = std::os::unix::fs::MetadataExt::ctime(&stat) * 1_000_000_000
+        + std::os::unix::fs::MetadataExt::ctime_nsec(&stat);
+    assert_eq!((file.size, file.ctime_unix_ns), (eicar().len() as u64, ctime));
+    stage.end();
+}
+
 #[test]
 fn what_may_be_run_and_what_runs_goes_first() {
     let stage = Stage::start();
@@ -336,9 +369,9 @@ fn what_may_be_run_and_what_runs_goes_first() {
         }
         place += 1;
     }
-    order.sort_unstable();
-    // Behind what the worker already had.
-    assert!(order.iter().all(|(_, place)| *place <= 40), "{order:?}");
+    println!("in which places: {order:?}");
+    // Of 202, behind what the worker had: four batches of 8, and as many handed over while those are answered.
+    assert!(order.iter().all(|(_, place)| *place <= 80), "{order:?}");
     stage.end();
 }
 

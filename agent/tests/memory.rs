@@ -351,7 +351,7 @@ fn another_agent_and_its_worker_are_not_scanned_by_a_command() {
         let output = place.scan(&["--pid", &pid]);
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(error.contains("skipped: it is Vidette's own"), "{error}");
-        assert_eq!(output.status.code(), Some(0), "{error}");
+        assert_eq!(output.status.code(), Some(2), "{error}");
     }
     other.kill().unwrap();
     other.wait().unwrap();

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vidette_agent::sensors::{self, Config, Level, OBSERVATIONS_QUEUE_MAX, Observation, OpenFile, Sensors};
 use vidette_agent::telemetry::Counters;
-use vidette_protocol::wire::{Gap, GapReason, Trigger};
+use vidette_protocol::wire::{Gap, GapReason, Health, HealthState, Trigger};
 
 /// A generous end for what should take milliseconds.
 const WAIT: Duration = Duration::from_secs(20);
@@ -277,7 +277,68 @@ fn a_bind_mount_neither_hides_from_a_narrow_watch_nor_under_an_exclusion() {
     run.end();
 }
 
-/// One that was there before the agent, and one that comes later.
+/// Container engines hide parts of /proc and /sys below a tmpfs: the kernel keeps no name of those in memory.
+#[test]
+fn a_tmpfs_on_proc_and_sys_of_a_container_is_watched() {
+    let run = Run::start(&[]);
+    std::fs::create_dir(run.path("p")).unwrap();
+    std::fs::create_dir(run.path("s")).unwrap();
+    run.shell(
+        "unshare -m sh -ec 'mount -t proc none p; mount -t sysfs none s
+         for point in p/acpi p/sys/kernel s/kernel s/firmware/memmap; do
+           test -d $point || continue
+           mount -t tmpfs none $point; sleep 0.5; echo x > $point/late
+         done'",
+    );
+    let folders = ["p/acpi", "p/sys/kernel", "s/kernel", "s/firmware/memmap"];
+    let there: Vec<&str> = folders.into_iter().filter(|folder| is_on_this_kernel(folder)).collect();
+    println!("on this kernel: {there:?}");
+    assert!(there.contains(&"p/sys/kernel") && there.contains(&"s/kernel"));
+    let all = run.until("each write", |all| writes(all, "late").len() >= there.len());
+    let paths: Vec<PathBuf> = writes(&all, "late").into_iter().map(|(path, _)| path).collect();
+    for folder in there {
+        assert!(paths.contains(&run.path(folder).join("late")), "{folder}: {all:?}");
+    }
+    drop(all);
+    run.end();
+}
+
+fn is_on_this_kernel(folder: &str) -> bool {
+    let (system, rest) = folder.split_at(1);
+    Path::new(if system == "p" { "/proc" } else { "/sys" }).join(rest.trim_start_matches('/')).is_dir()
+}
+
+/// As systemd gives a service its root: for a moment what it has mounted is below names that its process can't reach.
+/// That is told when it stays so, and not when it is over at once.
+#[test]
+fn only_what_stays_out_of_reach_is_a_trouble() {
+    let run = Run::start(&[]);
+    run.shell("mkdir u");
+    let out_of_reach = |seconds: f64| {
+        let mut child = run.spawn(&format!(
+            "unshare -m sh -ec 'mount -t tmpfs none u; mkdir u/credentials; mount -t ramfs none u/credentials
+             cd u; mount --move . /; sleep {seconds}'; sleep 0.5; mkdir -p m; mount -t tmpfs none m; sleep 0.5; echo x > m/last; umount -l m"
+        ));
+        let (mut told, mut over) = (Vec::new(), false);
+        while !over {
+            match run.observations.recv_timeout(WAIT).expect("the last file") {
+                Observation::Health { health, .. } if health.component == "mounts" => told.push(health),
+                other => over = came(other).is_some_and(|came| !writes(&[came], "last").is_empty()),
+            }
+        }
+        child.wait().unwrap();
+        told
+    };
+    for _ in 0..5 {
+        assert_eq!(out_of_reach(0.2), []);
+    }
+    let told = out_of_reach(3.0);
+    let states: Vec<HealthState> = told.iter().map(Health::state).collect();
+    assert_eq!(states, [HealthState::Degraded, HealthState::Ok], "{told:?}");
+    assert!(told[0].message.starts_with("/credentials (ramfs)"), "{told:?}");
+    run.end();
+}
+
 #[test]
 fn a_private_tmpfs_is_seen_and_how_late_is_known() {
     let run = Run::start(&[]);

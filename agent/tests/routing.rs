@@ -70,13 +70,10 @@ fn tell_sets(both: &Both) {
     let general = both.rules_of_sets().into_iter().min().unwrap_or_default();
     println!("smallest set {general} rules");
     for (set, rules) in both.plan.sets.iter().zip(both.rules_of_sets()) {
+        let files = set.files.as_deref().unwrap_or_default();
         let classes: Vec<Class> =
             Class::ALL.into_iter().filter(|class| set.classes >> class.index() & 1 == 1).collect();
-        println!(
-            "{rules:>6} rules in {:>4} files for {classes:?}, with {}",
-            set.files.len(),
-            modules(&set.files)
-        );
+        println!("{rules:>6} rules in {:>4} files for {classes:?}, with {}", files.len(), modules(files));
     }
 }
 

@@ -4,24 +4,32 @@
 #![cfg(target_os = "linux")]
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod stopping;
+
 use crossbeam_channel::{Receiver, Sender, bounded};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
 use vidette_agent::detection::rules::RuleSources;
-use vidette_agent::detection::sweep::budget::time_of;
+use vidette_agent::detection::sweep::budget::{Gate, time_of};
+use vidette_agent::detection::sweep::engine::{self, Ended, Engine, Said};
 use vidette_agent::detection::sweep::schedule::{Plan, Snapshot};
-use vidette_agent::detection::verdicts::Place;
+use vidette_agent::detection::sweep::{Cross, Options};
+use vidette_agent::detection::verdicts::{FILES_DEFAULT, Place, Verdicts};
 use vidette_agent::detection::walk::Scope;
 use vidette_agent::detection::{self, Config, Detection, EVENTS_QUEUE_MAX};
-use vidette_agent::host::Host;
-use vidette_agent::sensors::{OBSERVATIONS_QUEUE_MAX, Observation};
+use vidette_agent::host::{Host, Moment};
+use vidette_agent::sensors::{OBSERVATIONS_QUEUE_MAX, Observation, OpenFile};
+use vidette_agent::stop;
 use vidette_agent::telemetry::Counters;
+use vidette_agent::worker::pool::{Pool, Settings};
 use vidette_agent::worker::process::Launcher;
 use vidette_protocol::wire::{self, Trigger, event::Kind};
 
@@ -71,6 +79,7 @@ struct Outcome {
     said: String,
     scanned: u64,
     known: u64,
+    again: u64,
 }
 
 impl Outcome {
@@ -79,10 +88,13 @@ impl Outcome {
         let summary = said.lines().find(|line| line.contains(" MiB scanned in ")).unwrap_or_default();
         let number = |text: &str| text.trim().split(' ').next().and_then(|number| number.parse().ok());
         let scanned = number(summary).unwrap_or(0);
-        let known =
-            summary.split(" s, ").nth(1).filter(|rest| rest.contains("known to be clean")).and_then(number);
+        let before = |text: &str| {
+            let parts = || summary.split([',', ':']);
+            parts().find(|part| part.contains(text)).and_then(number).unwrap_or(0)
+        };
+        let (known, again) = (before("known to be clean"), before("told again"));
         let out = String::from_utf8_lossy(&output.stdout).into_owned();
-        Self { code: output.status.code(), out, scanned, known: known.unwrap_or(0), said }
+        Self { code: output.status.code(), out, scanned, known, again, said }
     }
 
     #[track_caller]
@@ -182,7 +194,9 @@ fn content_that_changes_without_its_times_or_within_a_tick_is_scanned_again() {
     // Known after it was left alone; then changed through a mapping, which the times tell.
     let settled = world.at("tree/settled");
     fs::write(&settled, [b'x'; 4096]).unwrap();
+    let closed = Closed::new(&world);
     std::thread::sleep(Duration::from_secs(61));
+    closed.are_forgotten();
     world.run(&settled).expect(0, 1, 0);
     world.run(&settled).expect(0, 0, 1);
     let mut running = Mapper::start(&mapper, &settled);
@@ -227,7 +241,7 @@ fn mistakes_in_rules_are_told_each_time() {
 #[test]
 fn a_scan_that_is_stopped_goes_on_where_it_was() {
     let (world, tree) = (World::new(), old_tree());
-    let mut command = world.scan(&["--cpu", "20"], tree);
+    let mut command = world.scan(&["--cpu", "5"], tree);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     std::thread::sleep(Duration::from_secs(3));
     interrupt(&child);
@@ -237,6 +251,48 @@ fn a_scan_that_is_stopped_goes_on_where_it_was() {
     // A file that was scanned and not reported before the stop is known too.
     assert!(rest.known >= first.scanned && first.scanned > 0 && rest.scanned > 0, "{first:?} {rest:?}");
     world.run(tree).expect(0, 0, rest.known + rest.scanned);
+}
+
+#[test]
+fn who_stops_reading_is_not_told_that_all_is_clean() {
+    let world = World::new();
+    fs::write(world.at("tree/bad"), MARKER).unwrap();
+    let code = |command: &mut Command| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        command.stdout(writer).stderr(Stdio::null()).status().unwrap().code()
+    };
+    assert_eq!(code(&mut world.scan(&[], &world.at("tree"))), Some(1));
+    assert_eq!(code(&mut world.scan(&["--json"], &world.at("missing"))), Some(2));
+    fs::write(world.at("bad.yar"), "rule {").unwrap();
+    let mut check = Command::new(AGENT);
+    check.args(["rules", "check"]).arg(world.at("bad.yar"));
+    assert_eq!(code(&mut check), Some(2));
+}
+
+#[test]
+fn what_is_scanned_in_part_is_told_to_programs_and_has_no_digest_but_the_whole_file_s() {
+    let world = World::new();
+    let mut content = vec![b'-'; 3 << 20];
+    fs::write(world.at("tree/dull"), &content).unwrap();
+    content.extend(MARKER.as_bytes());
+    fs::write(world.at("tree/bad"), &content).unwrap();
+    let args = ["--json", "--max-size", "1MiB"];
+    let output = world.scan(&args, &world.at("tree")).output().unwrap();
+    let lines: Vec<serde_json::Value> = output
+        .stdout
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| serde_json::from_slice(line).ok())
+        .collect();
+    let of = |name: &str| {
+        lines.iter().find(|line| line["file.path"].as_str().unwrap().ends_with(name)).unwrap().clone()
+    };
+    let dull = of("dull");
+    assert!(dull["vidette.verdict"] == "too_large" && dull["file.hash.sha256"].is_null(), "{dull}");
+    let bad = of("bad");
+    assert_eq!(bad["file.hash.blake3"], blake3::hash(&content).to_hex().as_str(), "{bad}");
+    assert!(bad["file.hash.sha256"].is_string(), "{bad}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("truncated"), "{output:?}");
 }
 
 #[test]
@@ -301,6 +357,109 @@ fn a_file_system_that_does_not_answer_is_left_and_the_rest_goes_on() {
     assert_eq!(outcome.said.matches("1 file systems left").count(), 2, "{outcome:?}");
 }
 
+/// A sweep with what `scan --max-size 1MiB` keeps, in this process: what is told of how many files, and nothing of a
+/// worker, which tells that it has started.
+fn without_a_worker(world: &World, tree: &Path) -> usize {
+    let (_stopper, stop) = stop::channel();
+    let rules = RuleSources { builtin: false, files: vec![world.at("rules.yar")] }.load().into_set();
+    let launcher = Launcher::of(Path::new(AGENT)).unwrap();
+    let settings = Settings { size_max_bytes: 1 << 20, ..Settings::new(launcher, rules) };
+    let plan = engine::Plan {
+        options: Options { follow: false, cross: Cross::Stay, exclude: Vec::new() },
+        io_bytes_per_s: 0,
+        verdicts: Some(Arc::new(Verdicts::open(&world.at("cache"), FILES_DEFAULT).unwrap())),
+        hashes: Arc::default(),
+        keeps_with_mistakes: false,
+    };
+    let mut engine = Engine::new(Pool::new(settings), plan, Arc::new(Gate::new(stop, 0)));
+    let mut told = 0;
+    let ended = engine.run(&[tree.to_owned()], &mut |said| {
+        match said {
+            Said::File(done) => {
+                assert!(done.again, "{done:?}");
+                told += 1;
+            }
+            Said::Tick => {}
+            other @ (Said::Unreadable(..) | Said::NoAnswer(_) | Said::Worker(_)) => panic!("{other:?}"),
+        }
+        Ok(())
+    });
+    assert_eq!((ended.unwrap(), engine.worker_pid()), (Ended::Whole, None));
+    told
+}
+
+/// A line of `--json` without what is another one each time.
+fn timeless(output: &Output) -> Vec<serde_json::Value> {
+    let lines = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let mut lines: Vec<serde_json::Value> = lines
+        .map(|line| {
+            let mut line: serde_json::Value = serde_json::from_slice(line).unwrap();
+            let fields = line.as_object_mut().unwrap();
+            for name in ["@timestamp", "vidette.scan_us", "vidette.uptime_ns"] {
+                fields.remove(name).unwrap();
+            }
+            line
+        })
+        .collect();
+    lines.sort_by_key(|line| line["file.path"].to_string());
+    lines
+}
+
+/// What matched and what was scanned in part is told alike without being scanned, until a fact is another one.
+#[test]
+fn what_was_told_is_told_again_alike_without_a_scanner() {
+    let world = World::new();
+    let (bad, part, both) = (world.at("tree/bad"), world.at("tree/part"), world.at("tree/both"));
+    fs::write(&bad, MARKER).unwrap();
+    fs::write(&part, vec![b'-'; 3 << 20]).unwrap();
+    fs::write(&both, [vec![b'-'; 3 << 20], MARKER.into()].concat()).unwrap();
+    fs::write(world.at("tree/clean"), "x").unwrap();
+    std::thread::sleep(Duration::from_secs(61));
+    let tree = world.at("tree");
+    let run = |args: &[&str]| world.scan(args, &tree).output().unwrap();
+    let args = ["--json", "--max-size", "1MiB"];
+    let first = run(&args);
+    let expect = |output: &Output, scanned: u64, known: u64, again: u64| {
+        let outcome = Outcome::of(output);
+        outcome.expect(1, scanned, known);
+        assert_eq!(outcome.again, again, "{outcome:?}");
+    };
+    expect(&first, 4, 0, 0);
+    assert_eq!(timeless(&first).len(), 3);
+    for _ in 0..2 {
+        let again = run(&args);
+        expect(&again, 0, 1, 3);
+        assert_eq!(timeless(&again), timeless(&first));
+        let told = |output: &Output| {
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            let lines = text.lines().filter(|line| !line.contains(" MiB scanned in "));
+            lines.map(str::to_owned).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(told(&again), told(&first), "also what is said beside it");
+    }
+    assert_eq!(without_a_worker(&world, &tree), 3);
+    // Another size: what was told is scanned anew, what is clean is clean.
+    expect(&run(&["--json", "--max-size", "2MiB"]), 3, 1, 0);
+    // Other times: that file alone.
+    fs::File::options().write(true).open(&bad).unwrap().set_modified(SystemTime::now()).unwrap();
+    expect(&run(&["--json", "--max-size", "2MiB"]), 1, 1, 2);
+    // Another file in the place of one that was clean, mostly with its inode; the one from before may be too young still.
+    fs::remove_file(world.at("tree/clean")).unwrap();
+    fs::write(world.at("tree/clean"), MARKER).unwrap();
+    let outcome = Outcome::of(&run(&["--json", "--max-size", "2MiB"]));
+    assert!(outcome.known == 0 && outcome.out.contains("tree/clean"), "{outcome:?}");
+    // Other rules: everything.
+    fs::write(world.at("rules.yar"), format!("{RULES} rule more {{ condition: false }}")).unwrap();
+    expect(&run(&["--json", "--max-size", "2MiB"]), 4, 0, 0);
+    // Damaged from end to end: everything.
+    let file = fs::File::options().write(true).open(world.at("cache")).unwrap();
+    let (block, length) = (vec![0x5a; 4096], file.metadata().unwrap().len());
+    for at in (4096..length).step_by(4096) {
+        file.write_all_at(&block, at).unwrap();
+    }
+    expect(&run(&["--json", "--max-size", "2MiB"]), 4, 0, 0);
+}
+
 struct Stage {
     world: World,
     detection: Detection,
@@ -348,6 +507,31 @@ impl Stage {
 
     fn sweep(&self) -> Snapshot {
         self.detection.state().sweep
+    }
+
+    /// As the sensors tell that somebody closed a file after writing.
+    fn close_written(&self, path: &Path) {
+        let file = OpenFile {
+            descriptor: fs::File::open(path).unwrap().into(),
+            path: path.as_os_str().as_bytes().to_vec(),
+            deleted: false,
+            container_path: Vec::new(),
+        };
+        let (trigger, at) = (Trigger::CloseWrite, Moment::now());
+        let told = Observation::FileWritten { file, process: None, trigger, old_path: Vec::new(), at };
+        self.input.send(told).unwrap();
+    }
+
+    /// The path of the next file that was detected where it was written.
+    fn detected(&self) -> String {
+        loop {
+            let event = self.events.recv_timeout(PATIENCE).unwrap();
+            if let Some(Kind::Detection(detection)) = event.kind
+                && detection.trigger() == Trigger::CloseWrite
+            {
+                return String::from_utf8_lossy(&detection.file.unwrap().path).into_owned();
+            }
+        }
     }
 
     fn end(self) -> (World, Vec<wire::Event>) {
@@ -457,4 +641,68 @@ fn a_sweep_that_is_stopped_ends_at_once_and_goes_on_after_a_restart() {
     let shown = stage.sweep();
     assert!(shown.known >= 19 && shown.scanned > 0 && ended.outcome == "success", "{shown:?} {ended:?}");
     stage.end();
+}
+
+/// Files of a world of its own that have to be left alone for a minute.
+struct Closed {
+    world: World,
+    mapper: PathBuf,
+}
+
+impl Closed {
+    const NAMES: [&'static str; 3] = ["tree/only-closed", "tree/rewritten", "tree/mapped"];
+
+    fn new(other: &World) -> Self {
+        let world = World::new();
+        Self::NAMES.iter().for_each(|name| fs::write(world.at(name), vec![b'x'; 4096]).unwrap());
+        Self { world, mapper: Mapper::build(other) }
+    }
+
+    /// What a close-write tells of is not known any more, whatever its times say.
+    fn are_forgotten(self) {
+        let Self { world, mapper } = self;
+        let all = Self::NAMES.len() as u64;
+        let plan = plan(&world, &[&world.at("tree")], 0);
+        let stage = Stage::start(world, plan);
+        stage.swept();
+        stage.detection.sweep();
+        stage.swept();
+        assert_eq!((stage.sweep().known, stage.sweep().scanned), (all, 0), "all are known to be clean");
+        // Opened for writing, closed, in the same state as before: forgotten before it is scanned again, which it can't be
+        // while the scanner is stopped.
+        let [only_closed, rewritten, mapped] = Self::NAMES.map(|name| stage.world.at(name));
+        drop(fs::File::options().write(true).open(&only_closed).unwrap());
+        let scanner =
+            rustix::process::Pid::from_raw(stage.detection.state().worker_pid.unwrap().cast_signed());
+        stopping::stop(scanner.unwrap());
+        stage.close_written(&only_closed);
+        let begin = Instant::now();
+        while stage.detection.state().queue_length == 0 {
+            assert!(begin.elapsed() < PATIENCE);
+        }
+        stage.detection.sweep();
+        stage.swept();
+        assert_eq!((stage.sweep().known, stage.sweep().scanned), (all - 1, 1), "looked at anew");
+        // Other content in place, with the times as they were as far as that can be done.
+        let before = fs::metadata(&rewritten).unwrap().modified().unwrap();
+        let mut content = [b'x'; 4096];
+        content[..MARKER.len()].copy_from_slice(MARKER.as_bytes());
+        fs::write(&rewritten, content).unwrap();
+        let mut mapper = Mapper::start(&mapper, &mapped);
+        mapper.write();
+        mapper.end();
+        for path in [&rewritten, &mapped] {
+            fs::File::options().write(true).open(path).unwrap().set_modified(before).unwrap();
+            stage.close_written(path);
+        }
+        let names = |paths: &[&Path]| paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
+        let mut found: Vec<String> = std::iter::repeat_with(|| stage.detected()).take(2).collect();
+        found.sort();
+        assert_eq!(found, names(&[&mapped, &rewritten]), "at once");
+        stage.detection.sweep();
+        let (mut found, _) = stage.swept();
+        found.sort();
+        assert_eq!(found, names(&[&mapped, &rewritten]), "and by the next sweep");
+        stage.end();
+    }
 }

@@ -3,6 +3,8 @@
 #![cfg(target_os = "linux")]
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod stopping;
+
 use crossbeam_channel::{Receiver, Sender, bounded};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -20,6 +22,7 @@ use vidette_agent::host::{Host, Moment};
 use vidette_agent::sensors::{Observation, OpenFile};
 use vidette_agent::sys::sandbox::Violation;
 use vidette_agent::telemetry::Counters;
+use vidette_agent::worker::clean::{Entry, Layout, Region, Table, version_of, with_lists};
 use vidette_agent::worker::poison::Poison;
 use vidette_agent::worker::pool::{self, Pool, Settings};
 use vidette_agent::worker::process::Launcher;
@@ -206,6 +209,95 @@ fn a_match_is_told_with_everything() {
     assert_eq!(pattern.data, b"vidette-marker-string");
 }
 
+/// The table lies: it calls clean what matches, so that one sees whether it was asked.
+#[test]
+fn content_that_an_earlier_scanner_found_clean_is_not_scanned_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let content = b"vidette-marker-string";
+    let of_the_day = format!("import \"time\" {MARKER_RULES} rule late {{ condition: time.now() < 0 }}");
+    let verdict = |text: &str, lists: &str, known_by: &dyn Fn(&str) -> String| {
+        let (digest, rules) = (*blake3::hash(content).as_bytes(), rules(text));
+        let table = Table::open(&folder.path().join("clean"), Layout::for_files(1000)).unwrap();
+        let entry = Entry { digest, version: version_of(&known_by(rules.version())) };
+        table.put(Region::Digests, &digest, &entry, 1);
+        let launcher = Launcher::of(Path::new(AGENT)).unwrap().with_violation(Violation::Kill);
+        let lists_version = lists.to_owned();
+        let clean = Some(Arc::new(table));
+        let mut pool = Pool::new(Settings { clean, lists_version, ..Settings::new(launcher, rules) });
+        ready(&mut pool);
+        let scan = scanned(scan_one(&mut pool, file(content)));
+        (scan.verdict, scan.of_the_day)
+    };
+    let same = |version: &str| version.to_owned();
+    assert_eq!(verdict(MARKER_RULES, "", &same), (Verdict::Clean, false));
+    assert_eq!(verdict(MARKER_RULES, "", &|_| "other".into()), (Verdict::Matched, false), "by other rules");
+    assert_eq!(verdict(MARKER_RULES, "lists", &same), (Verdict::Matched, false), "without these lists");
+    assert_eq!(verdict(MARKER_RULES, "lists", &|rules| with_lists(rules, "lists")), (Verdict::Clean, false));
+    assert_eq!(verdict(&of_the_day, "", &same), (Verdict::Matched, true), "what was clean yesterday");
+}
+
+/// ELF of 64 bits with nothing but `count` symbols (elf(5)).
+fn many_symbols(count: u64) -> Vec<u8> {
+    let (symbols, names) = (64, 64 + 24 * count);
+    let sections = names + 16;
+    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
+    elf.resize(16, 0);
+    let put = |elf: &mut Vec<u8>, fields: &[(u64, usize)]| {
+        fields.iter().for_each(|(value, bytes)| elf.extend(&value.to_le_bytes()[..*bytes]));
+    };
+    let head: [(u64, usize); 13] = [
+        (2, 2),
+        (62, 2),
+        (1, 4),
+        (0, 8),
+        (0, 8),
+        (sections, 8),
+        (0, 4),
+        (64, 2),
+        (56, 2),
+        (0, 2),
+        (64, 2),
+        (3, 2),
+        (2, 2),
+    ];
+    put(&mut elf, &head);
+    for number in 0..count {
+        put(&mut elf, &[(1 + number % 8, 4), (0x12, 1), (0, 1), (1, 2), (number, 8), (8, 8)]);
+    }
+    elf.extend(b"\0a_symbol_name\0\0");
+    for (kind, at, size, link, entry) in
+        [(0, 0, 0, 0, 0), (2, symbols, 24 * count, 2, 24), (3, names, 16, 0, 0)]
+    {
+        put(
+            &mut elf,
+            &[(0, 4), (kind, 4), (0, 8), (0, 8), (at, 8), (size, 8), (link, 4), (0, 4), (1, 8), (entry, 8)],
+        );
+    }
+    elf
+}
+
+#[test]
+fn what_a_large_program_needed_is_given_back() {
+    let launcher = Launcher::of(Path::new(AGENT)).unwrap();
+    let text = "import \"elf\" rule many { condition: elf.symtab_entries > 100000 }";
+    let mut pool = Pool::new(Settings::new(launcher, rules(text)));
+    ready(&mut pool);
+    let resident = |pool: &Pool| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", pool.pid().unwrap())).unwrap();
+        let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned();
+        let kib = |name: &str| line(name).trim().trim_end_matches(" kB").parse::<u64>().unwrap();
+        (kib("VmRSS:"), kib("VmHWM:"))
+    };
+    scan_one(&mut pool, file(b"small"));
+    let (before, _) = resident(&pool);
+    assert_eq!(scanned(scan_one(&mut pool, file(&many_symbols(200_000)))).verdict, Verdict::Matched);
+    scan_one(&mut pool, file(b"small"));
+    let (after, most) = resident(&pool);
+    println!("{before} KiB before, {most} KiB at most, {after} KiB after");
+    assert!(most > before + (32 << 10), "it needed much");
+    assert!(after < before + (16 << 10), "and gave it back");
+}
+
 #[test]
 fn of_a_large_file_head_and_tail_are_scanned() {
     const SIZE: usize = 3 << 20;
@@ -220,9 +312,9 @@ fn of_a_large_file_head_and_tail_are_scanned() {
         assert!(scan.detail.contains("truncated") && scan.scanned_bytes == 1 << 20, "{scan:?}");
         if expected == Verdict::Matched {
             assert_eq!(scan.rules[0].patterns[0].offset, at as u64);
-            let mut scanned = content[..1 << 19].to_vec();
-            scanned.extend_from_slice(&content[SIZE - (1 << 19)..]);
-            assert_eq!(scan.sha256.unwrap().as_slice(), Sha256::digest(&scanned).as_slice());
+            // Of the whole file, which others know it by.
+            assert!(scan.whole);
+            assert_eq!(scan.sha256.unwrap().as_slice(), Sha256::digest(&content).as_slice());
         }
     }
 }
@@ -274,7 +366,7 @@ fn a_file_that_changes_while_it_is_read_is_an_answer_not_a_death() {
 
 /// A file whose reading takes as long as the test wants: the worker is stopped before it gets it.
 fn submit_to_stopped(pool: &mut Pool, id: u64, content: &[u8]) -> Vec<pool::Output> {
-    signal(pool.pid().unwrap(), rustix::process::Signal::STOP);
+    stopping::stop(rustix::process::Pid::from_raw(pool.pid().unwrap().cast_signed()).unwrap());
     pool.submit(id, file(content).into(), Instant::now())
 }
 
@@ -603,7 +695,7 @@ fn a_crash_is_an_event_and_the_next_file_is_scanned() {
         std::thread::sleep(Duration::from_millis(5));
     }
     let pid = stage.detection.state().worker_pid.unwrap();
-    signal(pid, rustix::process::Signal::STOP);
+    stopping::stop(rustix::process::Pid::from_raw(pid.cast_signed()).unwrap());
     stage.input.send(written(file(b"the one that is being scanned"))).unwrap();
     while stage.detection.state().queue_length == 0 {
         assert!(Instant::now() < end);
@@ -683,106 +775,4 @@ fn a_stage_without_a_worker_says_so_and_records_what_it_saw() {
     assert!(events.iter().any(|event| matches!(&event.kind, Some(Kind::File(file))
         if file.verdict() == Verdict::NotScanned && !file.detail.is_empty())));
     assert_eq!(counters.detection_unscanned.get(), 1);
-}
-
-// ---------------------------------------------------------------- the commands
-
-#[test]
-fn scan_finds_reports_and_exits_as_it_says() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    std::fs::write(path("clean"), "clean").unwrap();
-    let clean = agent(&["scan", folder.path().to_str().unwrap()]);
-    assert_eq!((clean.status.code(), clean.stdout.len()), (Some(0), 0), "{}", text(&clean.stderr));
-    std::fs::create_dir(path("deep")).unwrap();
-    std::fs::write(path("deep/bad\u{1b}[31m"), eicar()).unwrap();
-    let found = agent(&["scan", folder.path().to_str().unwrap()]);
-    let out = text(&found.stdout);
-    assert_eq!((found.status.code(), out.lines().count()), (Some(1), 1), "{out}{}", text(&found.stderr));
-    assert!(out.contains("deep/bad\\x1b[31m") && !out.contains('\u{1b}'), "{out}");
-    let missing = agent(&["scan", &path("missing")]);
-    assert_eq!(missing.status.code(), Some(2));
-    assert!(text(&missing.stderr).contains("could not scan") && text(&missing.stderr).contains("missing"));
-    let json = agent(&["scan", "--json", folder.path().to_str().unwrap()]);
-    let lines = text(&json.stdout);
-    assert_eq!((json.status.code(), lines.lines().count()), (Some(1), 1));
-    assert!(serde_json::from_str::<serde_json::Value>(lines.trim()).unwrap().is_object());
-}
-
-#[test]
-fn scan_does_not_open_what_could_hang() {
-    let folder = tempfile::tempdir().unwrap();
-    let fifo = folder.path().join("fifo");
-    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
-    let socket = folder.path().join("socket");
-    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    std::os::unix::fs::symlink("/dev/zero", folder.path().join("link")).unwrap();
-    std::os::unix::fs::symlink(folder.path(), folder.path().join("loop")).unwrap();
-    let all = [folder.path(), &fifo, &socket, Path::new("/dev/zero"), Path::new("/dev/null")];
-    let mut arguments = vec!["scan", "--follow"];
-    arguments.extend(all.iter().map(|path| path.to_str().unwrap()));
-    let output = agent(&arguments);
-    let said = text(&output.stderr);
-    // What was named and is no file is an error; what only lies in a folder is passed over.
-    assert_eq!((output.status.code(), said.matches("it is no regular file").count()), (Some(2), 4), "{said}");
-    let output = agent(&["scan", "--follow", folder.path().to_str().unwrap()]);
-    let said = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.starts_with("0 files"), "{said}");
-}
-
-#[test]
-fn a_tree_deeper_than_anybody_needs_is_told_and_not_fallen_into() {
-    let folder = tempfile::tempdir().unwrap();
-    let deep = (0..300).fold(folder.path().to_owned(), |path, _| path.join("d"));
-    std::fs::create_dir_all(deep).unwrap();
-    std::fs::write(folder.path().join("d/eicar"), eicar()).unwrap();
-    let output = agent(&["scan", folder.path().to_str().unwrap()]);
-    let said = text(&output.stderr);
-    assert!(said.contains("deeper than 256 folders"), "{said}");
-    assert_eq!((output.status.code(), text(&output.stdout).lines().count()), (Some(1), 1), "{said}");
-}
-
-#[test]
-fn a_scan_without_usable_rules_is_an_error_and_not_clean() {
-    let folder = tempfile::tempdir().unwrap();
-    let bad = folder.path().join("bad.yar");
-    std::fs::write(&bad, "rule {").unwrap();
-    let target = folder.path().to_str().unwrap();
-    for arguments in [
-        vec!["scan", "--no-builtin-rules", target],
-        vec!["scan", "--no-builtin-rules", "--rules", bad.to_str().unwrap(), target],
-        vec!["scan", "--rules", "/nonexistent.yar", target],
-    ] {
-        let output = agent(&arguments);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
-    }
-}
-
-#[test]
-fn rules_check_names_file_line_and_reason() {
-    let folder = tempfile::tempdir().unwrap();
-    let write = |name: &str, text: &str| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
-    let good = write("good.yar", MARKER_RULES);
-    let include = write("include.yar", "\ninclude \"other.yar\"\n");
-    let slow = write("slow.yar", "rule slow {\n  strings:\n    $a = /[a-z]+/\n  condition: $a\n}");
-    let output = agent(&["rules", "check", &good]);
-    assert_eq!(output.status.code(), Some(0), "{}{}", text(&output.stdout), text(&output.stderr));
-    let output = agent(&["rules", "check", &good, &include, &slow]);
-    let said = text(&output.stdout);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(
-        said.contains("include.yar:2:1: error") && said.contains("put the included rules into the file"),
-        "{said}"
-    );
-    assert!(said.contains("slow.yar:3:5: error") && said.contains("slow pattern"), "{said}");
-    assert!(said.contains("good.yar: ok"), "{said}");
-    let json = agent(&["rules", "check", "--json", &include]);
-    let object: serde_json::Value = serde_json::from_str(text(&json.stdout).trim()).unwrap();
-    assert_eq!((object["ok"].as_bool(), object["problems"][0]["line"].as_u64()), (Some(false), Some(2)));
-    assert_eq!(agent(&["rules", "check", "/nonexistent.yar"]).status.code(), Some(2));
 }

@@ -4,15 +4,19 @@
 //! and say what to write instead. `packaging/collector.toml` shows every setting; a test parses it.
 
 use anyhow::{Context, bail};
+use rustix::fs::{FileType, Mode, OFlags};
 use serde::Deserialize;
 use std::io::Read;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use toml::Spanned;
 use vidette_protocol::id::Class;
+use vidette_protocol::limits::{HEARTBEAT_S, HEARTBEAT_S_MAX, HEARTBEAT_S_MIN};
 
 /// UDP port of the collector.
 pub const PORT_DEFAULT: u16 = 7441;
+/// TCP address of the metrics, when they are switched on without one.
+pub const METRICS_DEFAULT: &str = "127.0.0.1:7442";
 /// Where the settings are looked for when nobody says otherwise. It may be absent.
 pub const CONFIG_DEFAULT: &str = "/etc/vidette/collector.toml";
 /// Where everything is kept unless said otherwise.
@@ -60,6 +64,10 @@ pub struct Config {
     pub advertise: Option<String>,
     /// Days that events are kept; `None` keeps them for ever.
     pub retention_days: Option<u32>,
+    /// How often agents are asked for a Status. Seconds.
+    pub heartbeat_s: u32,
+    /// TCP address of `/metrics`, `/healthz` and `/readyz`; `None` for none.
+    pub metrics: Option<SocketAddr>,
     /// Where events go.
     pub sinks: Vec<Sink>,
 }
@@ -123,7 +131,17 @@ struct File {
     listen: Option<Spanned<String>>,
     advertise: Option<Spanned<String>>,
     retention_days: Option<Spanned<u32>>,
+    heartbeat_s: Option<Spanned<u32>>,
+    metrics: Option<Spanned<MetricsFile>>,
     sink: Option<Vec<Spanned<SinkFile>>>,
+}
+
+/// The metrics' port as written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MetricsFile {
+    listen: Option<String>,
+    remote: Option<bool>,
 }
 
 /// A sink as written: the keys of all types; which belong together is checked afterwards.
@@ -200,6 +218,17 @@ impl Config {
                 at(line_of(text, days.span().start))
             );
         }
+        let heartbeat_s = match &file.heartbeat_s {
+            Some(written) => heartbeat(*written.get_ref()).context_at(text, written.span().start)?,
+            None => HEARTBEAT_S,
+        };
+        let metrics = match file.metrics {
+            Some(written) => {
+                let start = written.span().start;
+                Some(metrics(&written.into_inner()).context_at(text, start)?)
+            }
+            None => None,
+        };
         let sinks = sinks(file.sink, &state, text)?;
         for sink in &sinks {
             if let Some(own) =
@@ -217,6 +246,8 @@ impl Config {
             listen,
             advertise: file.advertise.map(Spanned::into_inner),
             retention_days: file.retention_days.map(Spanned::into_inner),
+            heartbeat_s,
+            metrics,
             state,
         })
     }
@@ -224,8 +255,15 @@ impl Config {
 
 fn read(path: &Path) -> anyhow::Result<String> {
     let next = "name an existing file with --config, or leave it out to use the defaults";
-    let file =
-        std::fs::File::open(path).with_context(|| format!("could not open {}; {next}", path.display()))?;
+    // Without waiting for somebody to write into it, if it is a FIFO.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty())
+        .with_context(|| format!("could not open {}; {next}", path.display()))?;
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
+    if kind != FileType::RegularFile {
+        bail!("{} is not a regular file; {next}", path.display());
+    }
+    let file = std::fs::File::from(file);
     let mut text = String::new();
     file.take(FILE_BYTES_MAX + 1)
         .read_to_string(&mut text)
@@ -381,6 +419,30 @@ fn absolute(name: &str, key: &str, path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn heartbeat(seconds: u32) -> anyhow::Result<u32> {
+    if !(HEARTBEAT_S_MIN..=HEARTBEAT_S_MAX).contains(&seconds) {
+        bail!("`heartbeat_s` is {seconds}; write {HEARTBEAT_S_MIN} to {HEARTBEAT_S_MAX}");
+    }
+    Ok(seconds)
+}
+
+/// Only this host may read metrics, unless somebody says otherwise in so many words: they have no password.
+fn metrics(file: &MetricsFile) -> anyhow::Result<SocketAddr> {
+    let text = file.listen.as_deref().unwrap_or(METRICS_DEFAULT);
+    let Ok(address) = text.parse::<SocketAddr>() else {
+        bail!(
+            "`listen` in [metrics] is {text:?}, which is not an IP address and a port; write for example `{METRICS_DEFAULT}`"
+        )
+    };
+    if !address.ip().is_loopback() && file.remote != Some(true) {
+        bail!(
+            "`listen` in [metrics] is {address}, which others can reach, and metrics have no password; \
+             write `{METRICS_DEFAULT}`, or `remote = true` beside it when a firewall decides who may"
+        );
+    }
+    Ok(address)
+}
+
 /// `ADDRESS:PORT`, or `:PORT` for every address.
 fn listen_address(text: &str) -> anyhow::Result<SocketAddr> {
     let every = |port: &str| port.parse().ok().map(|port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
@@ -444,6 +506,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_regular_file_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        for path in [pipe.as_path(), folder.path()] {
+            let error = format!("{:#}", read(path).unwrap_err());
+            assert!(error.contains("is not a regular file"), "{error}");
+        }
+    }
+
+    #[test]
     fn nothing_written_is_enough() {
         let config = parse("").unwrap();
         assert_eq!(config.state, Path::new(STATE_DEFAULT));
@@ -459,6 +533,8 @@ mod tests {
         let config = parse(&every).unwrap();
         assert_eq!(config.state, Path::new(STATE_DEFAULT));
         assert_eq!(config.listen.unwrap().port(), PORT_DEFAULT);
+        assert_eq!(config.heartbeat_s, HEARTBEAT_S);
+        assert_eq!(config.metrics, METRICS_DEFAULT.parse().ok(), "off as it is, here when it is asked for");
         let kinds: Vec<bool> =
             config.sinks.iter().map(|sink| matches!(sink.output, Output::Jsonl(_))).collect();
         assert_eq!(kinds, [true, false], "one sink of each type is shown");
@@ -476,12 +552,12 @@ mod tests {
     /// What serde accepts, by asking it: its error for an unknown key lists them all.
     fn every_key() -> Vec<String> {
         let mut keys = Vec::new();
-        for text in ["zzz = 1", "[[sink]]\nname = \"a\"\ntype = \"jsonl\"\nzzz = 1"] {
+        for text in ["zzz = 1", "[metrics]\nzzz = 1", "[[sink]]\nname = \"a\"\ntype = \"jsonl\"\nzzz = 1"] {
             let error = format!("{:#}", parse(text).unwrap_err());
-            let list = error.split("expected one of").nth(1).unwrap();
+            let list = error.split("expected ").nth(1).unwrap();
             keys.extend(list.split('`').skip(1).step_by(2).map(str::to_owned));
         }
-        keys.retain(|key| key != "sink");
+        keys.retain(|key| key != "sink" && key != "metrics");
         assert!(keys.len() > 10, "{keys:?}");
         keys
     }
@@ -490,7 +566,7 @@ mod tests {
     fn an_error_names_line_key_and_next_step() {
         let syslog = "[[sink]]\nname = \"s\"\ntype = \"syslog\"\n";
         let jsonl = "\n[[sink]]\nname = \"s\"\ntype = \"jsonl\"\n";
-        let table: [(String, &[&str]); 19] = [
+        let table: [(String, &[&str]); 24] = [
             ("listen = ".into(), &["line 1"]),
             ("# a\nlisten = \"here\"".into(), &["line 2", "`listen`", "[::]:7441"]),
             ("\nlissten = \"[::]:1\"".into(), &["line 2", "`lissten`", "expected one of"]),
@@ -498,6 +574,11 @@ mod tests {
             ("advertise = \"nowhere\"".into(), &["line 1", "`advertise`", "HOST:PORT"]),
             ("retention_days = 0".into(), &["line 1", "`retention_days`"]),
             ("retention_days = -3".into(), &["line 1"]),
+            ("heartbeat_s = 9".into(), &["line 1", "`heartbeat_s`", "10 to 3600"]),
+            ("\n[metrics]\nlisten = \"here\"".into(), &["line 2", "`listen` in [metrics]", "127.0.0.1:7442"]),
+            ("[metrics]\nlisten = \"0.0.0.0:9\"".into(), &["line 1", "no password", "`remote = true`"]),
+            ("[metrics]\nlisten = \"[2001:db8::1]:9\"\nremote = false".into(), &["no password"]),
+            ("[metrics]\nport = 9".into(), &["line 2", "`port`", "`listen` or `remote`"]),
             (format!("{syslog}address = \"x\""), &["line 1", "sink `s`", "`address`", "HOST:PORT"]),
             (syslog.into(), &["`address` is missing"]),
             (format!("{syslog}address = \"h:1\"\ntransport = \"udp\""), &["`transport`", "`tcp` or `tls`"]),
@@ -524,6 +605,16 @@ mod tests {
             }
             assert!(!error.contains('\n'), "one sentence: {error:?}");
         }
+    }
+
+    #[test]
+    fn metrics_are_off_until_asked_for_and_local_until_said_otherwise() {
+        let listens = |text: &str| parse(text).unwrap().metrics.map(|address| address.to_string());
+        assert_eq!(listens(""), None);
+        assert_eq!(listens("[metrics]").as_deref(), Some(METRICS_DEFAULT));
+        assert_eq!(listens("[metrics]\nlisten = \"[::1]:9\"").as_deref(), Some("[::1]:9"));
+        let open = "[metrics]\nlisten = \"0.0.0.0:9\"\nremote = true";
+        assert_eq!(listens(open).as_deref(), Some("0.0.0.0:9"));
     }
 
     #[test]

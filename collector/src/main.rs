@@ -32,10 +32,12 @@ fn serve(options: &cli::serve::Options) -> anyhow::Result<()> {
         let (stopper, stop) = stop::channel();
         let mut terminate = signal(SignalKind::terminate()).context("could not listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("could not listen for SIGINT")?;
+        let mut hangup = signal(SignalKind::hangup()).context("could not listen for SIGHUP")?;
         tokio::spawn(async move {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
+                _ = hangup.recv() => {}
             }
             tracing::info!("stopping");
             stopper.stop();

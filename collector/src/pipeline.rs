@@ -3,19 +3,22 @@
 //! ```text
 //! agents ==QUIC==> ingest -> store -> sinks -> SIEM
 //!                     identity ^         ^ cursors
-//!                 admin socket: asks all of them
+//!                 outside: looks at all of them; admin socket and /metrics: ask it
 //! ```
 //!
-//! State folder (0700): `lock`, `identity/`, `store/`, `cursors/`, `vidette.sock`, and the default sink's
+//! State folder (0700): `lock`, `identity/`, `store/`, `cursors/`, `connections`, `vidette.sock`, and the default sink's
 //! `alerts.jsonl`. Start: lock, socket, identity, store, ingest, sinks, and then commands are answered — so that nothing
 //! is accepted that could not be stored and nobody is told to join a collector that can't listen. End: ingest first, so that nothing new comes;
 //! then the sinks, each with its grace time; then the store, which has committed all that was acknowledged.
 
+use crate::backup;
 use crate::cli::output;
 use crate::cli::socket::{answers::Office, server, socket_path};
 use crate::config::{Config, PORT_DEFAULT};
 use crate::identity::Identity;
-use crate::ingest::{self, Fleet, Ingest};
+use crate::ingest::{self, Fleet, Ingest, Tally};
+use crate::outside::{self, Lookout, Sources};
+use crate::service::Service;
 use crate::sinks::Sinks;
 use crate::stop::{self, Stop};
 use crate::store::{self, Handle, Store};
@@ -25,17 +28,17 @@ use std::io::IsTerminal;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::task::JoinHandle;
 use vidette_protocol::join::Address;
 
 /// For the sinks to end: their own grace time and then some.
 const SINKS_END_MAX: Duration = Duration::from_secs(10);
 
-/// For the store's last commit.
 /// How often the stages are asked whether they still work.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// For the store's last commit.
 const STORE_END_MAX: Duration = Duration::from_secs(5);
 
 /// Runs the collector until it is told to stop, or a stage fails.
@@ -43,38 +46,68 @@ const STORE_END_MAX: Duration = Duration::from_secs(5);
 /// # Errors
 /// One sentence: what could not start, or what failed.
 pub async fn run(config: Config, mut stop: Stop) -> anyhow::Result<()> {
-    let started = Instant::now();
-    prepare(&config.state)?;
+    let config = Config { state: prepare(&config.state)?, ..config };
     let _lock = lock(&config.state)?;
     // Bound before anything runs, so that what prevents a start is said before anything has to be ended.
     let socket = server::bind(&socket_path(&config.state))?;
     let identity = Identity::open(&config.state.join("identity"))?;
     let store = store::open(store::Config {
-        folder: config.state.join("store"),
+        folder: config.state.join(store::FOLDER),
         retention_days: config.retention_days,
     })?;
-    let fleet = Fleet::default();
-    let ingest = listen(config.listen, &identity, &store.handle(), &fleet)?;
+    let metrics = config.metrics.map(outside::http::bind).transpose()?;
+    let (fleet, tally) = (Fleet::default(), Tally::default());
+    let ingest = listen(&config, &identity, &store.handle(), (&fleet, &tally))?;
     let advertise = advertised(&config, ingest.address())?;
     let (sinks_stopper, sinks_stop) = stop::channel();
     let sinks = Sinks::start(&config.sinks, &config.state.join("cursors"), &store.handle(), &sinks_stop)?;
+    let lookout = Lookout::new(Sources {
+        identity: identity.clone(),
+        store: store.handle(),
+        fleet: fleet.clone(),
+        tally,
+        sinks: sinks.overview(),
+        connections_max: ingest::CONNECTIONS_MAX,
+        heartbeat_s: config.heartbeat_s,
+    });
+    let own_id = identity.own_id();
     let office = Office {
         identity,
         store: store.handle(),
         fleet,
+        notices: Some(ingest.notices()),
         sinks: sinks.overview(),
-        started,
+        lookout: lookout.clone(),
         listen: ingest.address(),
         advertise,
     };
     let (socket_stopper, socket_stop) = stop::channel();
     announce(&config, &office);
+    let page =
+        metrics.map(|port| tokio::spawn(outside::http::serve(port, lookout.clone(), socket_stop.clone())));
     let commands = tokio::spawn(server::serve(socket, office, socket_stop));
+    let recalling = store.handle();
+    drop(tokio::task::spawn_blocking(move || {
+        if let Err(error) = recalling.recall() {
+            tracing::warn!(error = %format!("{error:#}"), "could not count the alerts of the last day");
+        }
+    }));
+
+    let checking = store.handle();
+    drop(tokio::task::spawn_blocking(move || checking.keep_checking()));
+
+    let service = Service::of_this_process();
+    service.tell("READY=1");
+    let beating = tokio::spawn(service.clone().beat(store.handle(), own_id));
 
     let failed = tokio::select! {
         () = stop.wait() => None,
-        name = a_failed_stage(&store, &ingest, &commands) => Some(name),
+        name = a_failed_stage(&store, &ingest, &commands, page.as_ref()) => Some(name),
     };
+    service.tell("STOPPING=1");
+    beating.abort();
+    let _ = beating.await;
+    lookout.stopping();
     ingest.stop().await;
     sinks_stopper.stop();
     let ending = tokio::task::spawn_blocking(move || sinks.join());
@@ -83,6 +116,10 @@ pub async fn run(config: Config, mut stop: Stop) -> anyhow::Result<()> {
     }
     socket_stopper.stop();
     let _ = commands.await;
+    if let Some(page) = page {
+        let _ = page.await;
+    }
+    drop(lookout);
     let _ = std::fs::remove_file(socket_path(&config.state));
     // It ends when the last handle is gone; whatever was acknowledged is committed already.
     let closing = tokio::task::spawn_blocking(move || store.join());
@@ -97,13 +134,19 @@ pub async fn run(config: Config, mut stop: Stop) -> anyhow::Result<()> {
 }
 
 /// The name of the first stage that ended by itself, which none does unless something broke.
-async fn a_failed_stage(store: &Store, ingest: &Ingest, commands: &JoinHandle<()>) -> &'static str {
+async fn a_failed_stage(
+    store: &Store,
+    ingest: &Ingest,
+    commands: &JoinHandle<()>,
+    page: Option<&JoinHandle<()>>,
+) -> &'static str {
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
         let ended = [
             ("store", store.is_finished()),
             ("ingest", ingest.is_finished()),
             ("commands", commands.is_finished()),
+            ("metrics", page.is_some_and(JoinHandle::is_finished)),
         ];
         if let Some((name, _)) = ended.into_iter().find(|(_, ended)| *ended) {
             return name;
@@ -111,14 +154,22 @@ async fn a_failed_stage(store: &Store, ingest: &Ingest, commands: &JoinHandle<()
     }
 }
 
-/// Makes the state folder, or checks it: ours, and closed to everybody else.
-fn prepare(state: &Path) -> anyhow::Result<()> {
+/// Makes the state folder, or checks it: ours, and closed to everybody else. Gives the way to it without links: it may be one itself,
+/// which systemd makes for `DynamicUser=`, but SQLite then refuses what lies below (`SQLITE_OPEN_NOFOLLOW`).
+fn prepare(state: &Path) -> anyhow::Result<PathBuf> {
     let next = "check that vidette may write there, or choose another folder with --state";
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true).mode(0o700);
     builder
         .create(state)
         .with_context(|| format!("could not make the state folder {}; {next}", state.display()))?;
+    if backup::is_half_restored(state) {
+        bail!(
+            "a restore into {} was not finished, it has a folder `{}`: move away what is there and restore again",
+            state.display(),
+            backup::RESTORING
+        );
+    }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = rustix::fs::open(state, flags, Mode::empty())
         .with_context(|| format!("could not open the state folder {}; {next}", state.display()))?;
@@ -137,7 +188,8 @@ fn prepare(state: &Path) -> anyhow::Result<()> {
         })?;
         tracing::warn!(folder = %state.display(), "the state folder was open to other users; it is closed now");
     }
-    Ok(())
+    std::fs::canonicalize(state)
+        .with_context(|| format!("could not follow the way to the state folder {}; {next}", state.display()))
 }
 
 /// One collector for a state folder. The lock lasts as long as the descriptor, however the process ends.
@@ -164,13 +216,17 @@ fn lock(state: &Path) -> anyhow::Result<OwnedFd> {
 
 /// The configured address; or all of IPv6 and IPv4, or all of IPv4 on a host without IPv6.
 fn listen(
-    wanted: Option<SocketAddr>,
+    config: &Config,
     identity: &Identity,
     store: &Handle,
-    fleet: &Fleet,
+    (fleet, tally): (&Fleet, &Tally),
 ) -> anyhow::Result<Ingest> {
+    let wanted = config.listen;
     let start = |listen: SocketAddr| {
-        ingest::start(&ingest::Config::new(listen), identity.clone(), store.clone(), fleet.clone())
+        let heartbeat_s = config.heartbeat_s;
+        let (tally, remember) = (tally.clone(), Some(config.state.clone()));
+        let config = ingest::Config { heartbeat_s, tally, remember, ..ingest::Config::new(listen) };
+        ingest::start(&config, identity.clone(), store.clone(), fleet.clone())
     };
     let first = wanted.unwrap_or_else(|| (Ipv6Addr::UNSPECIFIED, PORT_DEFAULT).into());
     let result = match start(first) {

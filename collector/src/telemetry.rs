@@ -1,6 +1,6 @@
 //! What the collector tells of itself: the log on standard error.
 //!
-//! How each stage does is asked of the stage: `store::Handle::figures`, `ingest::Fleet`, `sinks::Overview`.
+//! How each stage does is asked of the stage, by `outside`, which shows it as one picture.
 //! Levels: ERROR data is lost or the process ends; WARN look today; INFO a change that an operator cares about.
 
 use anyhow::Context;

@@ -6,19 +6,21 @@ mod stored;
 
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use stored::Events;
 use vidette_collector::cli::socket::{answers::Office, server, socket_path};
 use vidette_collector::identity::Identity;
-use vidette_collector::ingest::Fleet;
+use vidette_collector::ingest::{Fleet, Tally};
+use vidette_collector::outside::{Lookout, Sources};
 use vidette_collector::sinks::Overview;
 use vidette_collector::stop;
 
 /// A running collector; killed when the test ends.
 struct Served {
-    folder: tempfile::TempDir,
+    state: PathBuf,
+    _folder: Option<tempfile::TempDir>,
     process: Child,
 }
 
@@ -32,17 +34,21 @@ impl Drop for Served {
 impl Served {
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut process = serve(folder.path(), &["--listen", "127.0.0.1:0"]).spawn().unwrap();
+        Self::start_in(folder.path().to_owned(), Some(folder))
+    }
+
+    fn start_in(state: PathBuf, folder: Option<tempfile::TempDir>) -> Self {
+        let mut process = serve(&state, &["--listen", "127.0.0.1:0"]).spawn().unwrap();
         let until = Instant::now() + Duration::from_secs(30);
-        while !folder.path().join("vidette.sock").exists() {
+        while !state.join("vidette.sock").exists() {
             assert!(process.try_wait().unwrap().is_none() && Instant::now() < until, "it did not start");
             std::thread::sleep(Duration::from_millis(20));
         }
-        Self { folder, process }
+        Self { state, _folder: folder, process }
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        let state = self.folder.path().to_str().unwrap();
+        let state = self.state.to_str().unwrap();
         Command::new(env!("CARGO_BIN_EXE_vidette")).args(arguments).args(["--state", state]).output().unwrap()
     }
 
@@ -96,12 +102,11 @@ fn it_starts_from_nothing_answers_and_ends_in_order() {
     assert_eq!(status["pin"].as_str().unwrap().len(), 64);
     assert_eq!(status["sinks"][0]["name"], "alerts");
     assert!(served.out(&["status"]).lines().count() < 24, "one screen");
-    let mode = std::os::unix::fs::PermissionsExt::mode(
-        &std::fs::metadata(served.folder.path()).unwrap().permissions(),
-    );
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&served.state).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o700);
     assert_eq!(served.terminate(), Some(0));
-    assert!(!served.folder.path().join("vidette.sock").exists());
+    assert!(!served.state.join("vidette.sock").exists());
 }
 
 #[test]
@@ -155,7 +160,7 @@ fn empty_lists_say_what_to_do_on_standard_error() {
 fn what_prevents_a_start_is_one_sentence() {
     let served = Served::start();
     let port = served.status()["listen"].as_str().unwrap().to_owned();
-    refused(serve(served.folder.path(), &[]), &["another `vidette serve`", "--state"]);
+    refused(serve(&served.state, &[]), &["another `vidette serve`", "--state"]);
     let folder = tempfile::tempdir().unwrap();
     refused(serve(folder.path(), &["--listen", &port]), &["is taken", "--listen"]);
     let file = folder.path().join("file");
@@ -211,12 +216,23 @@ impl Answering {
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let events = Events::new(&folder.path().join("store"));
-        let office = Office {
-            identity: Identity::open(&folder.path().join("identity")).unwrap(),
+        let identity = Identity::open(&folder.path().join("identity")).unwrap();
+        let lookout = Lookout::new(Sources {
+            identity: identity.clone(),
             store: events.handle(),
             fleet: Fleet::default(),
+            tally: Tally::default(),
             sinks: Overview::default(),
-            started: Instant::now(),
+            connections_max: 1,
+            heartbeat_s: 60,
+        });
+        let office = Office {
+            identity,
+            store: events.handle(),
+            fleet: Fleet::default(),
+            notices: None,
+            sinks: Overview::default(),
+            lookout,
             listen: "127.0.0.1:7441".parse().unwrap(),
             advertise: "localhost:7441".parse().unwrap(),
         };
@@ -277,6 +293,89 @@ fn alerts_are_listed_filtered_and_shown_without_a_control_byte() {
         let arguments: Vec<&str> = ["alerts", "list", "--json"].iter().chain(filters).copied().collect();
         assert_eq!(answering.out(&arguments).lines().count(), expected, "{filters:?}");
     }
+}
+
+#[test]
+fn the_state_folder_may_be_a_link() {
+    let (folder, links) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let link = links.path().join("vidette");
+    std::os::unix::fs::symlink(folder.path(), &link).unwrap();
+    let served = Served::start_in(link, Some(folder));
+    served.status();
+    let backup = links.path().join("backup");
+    for arguments in
+        [&["status"][..], &["tokens", "create"], &["store", "check"], &["backup", backup.to_str().unwrap()]]
+    {
+        served.out(arguments);
+    }
+}
+
+#[test]
+fn what_was_backed_up_beside_a_running_collector_is_one_again() {
+    let mut served = Served::start();
+    let folder = tempfile::tempdir().unwrap();
+    let (backup, state) = (folder.path().join("backup"), folder.path().join("state"));
+    served.out(&["tokens", "create", "--label", "before"]);
+    let made = served.out(&["backup", backup.to_str().unwrap()]);
+    assert!(made.starts_with("backed up: ") && made.lines().count() == 1, "{made}");
+    served.out(&["tokens", "create", "--label", "after"]);
+    let pin = served.status()["pin"].clone();
+    let again = served.run(&["backup", backup.to_str().unwrap()]);
+    assert_eq!(again.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("is not empty"), "{again:?}");
+    let over = served.run(&["restore", backup.to_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&over.stderr).contains("is not empty"), "{over:?}");
+    served.terminate();
+    let vidette = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vidette"));
+        command.args(arguments).arg("--state").arg(&state).output().unwrap()
+    };
+    let restored = vidette(&["restore", backup.to_str().unwrap()]);
+    assert_eq!(restored.status.code(), Some(0), "{restored:?}");
+    assert_eq!(vidette(&["store", "check"]).status.code(), Some(0));
+    // As a restore that was killed leaves it.
+    std::fs::create_dir(state.join("restoring")).unwrap();
+    refused(serve(&state, &["--listen", "127.0.0.1:0"]), &["restore", "restoring"]);
+    std::fs::remove_dir(state.join("restoring")).unwrap();
+    let served = Served::start_in(state, None);
+    assert_eq!(served.status()["pin"], pin, "the same CA");
+    let tokens = served.out(&["tokens", "list"]);
+    assert!(tokens.contains("before") && !tokens.contains("after"), "{tokens}");
+}
+
+#[test]
+fn a_check_of_the_store_finds_what_is_gone_and_what_was_changed() {
+    let state = tempfile::tempdir().unwrap();
+    let folder = state.path().join("store");
+    let check = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vidette"));
+        command.args(["store", "check", "--state"]).arg(state.path()).args(arguments);
+        command.output().unwrap()
+    };
+    let output = check(&[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no store"), "{output:?}");
+    let events = Events::new(&folder);
+    events.append(30);
+    // Beside a store that is in use.
+    let output = check(&[]);
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert_eq!((output.status.code(), table.lines().count()), (Some(0), 2), "{table}");
+    let day = std::fs::read_dir(&folder).unwrap().flatten().map(|entry| entry.path());
+    let day = day.into_iter().find(|path| path.extension().is_some_and(|end| end == "db")).unwrap();
+    let db = rusqlite::Connection::open(&day).unwrap();
+    let changes = "DELETE FROM alert WHERE id IN (7, 8); UPDATE alert SET body = x'00' WHERE id = 12";
+    db.execute_batch(changes).unwrap();
+    let output = check(&["--json"]);
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!((&found["events"], &found["missing"], &found["damaged"]), (&28.into(), &2.into(), &1.into()));
+    let output = check(&[]);
+    assert!(
+        String::from_utf8_lossy(&output.stdout).lines().last().unwrap().ends_with("damaged"),
+        "{output:?}"
+    );
+    assert!(output.stderr.is_empty(), "no progress for a program: {output:?}");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Runs of consecutive events, compressed. Both limits, packed and unpacked, hold on both sides.
 
+use crate::bounds;
 use crate::id::Class;
-use crate::limits::{BATCH_BYTES_MAX, BATCH_EVENTS_MAX, BATCH_UNPACKED_BYTES_MAX};
+use crate::limits::{BATCH_BYTES_MAX, BATCH_EVENTS_MAX, BATCH_UNPACKED_BYTES_MAX, SEQ_MAX};
 use crate::wire::{Batch, EventList};
 use prost::Message;
 
@@ -84,7 +85,7 @@ pub fn unpack(batch: &Batch) -> Result<Vec<Vec<u8>>, BatchError> {
     }
     if batch.first_seq == 0
         || batch.skipped >= batch.first_seq
-        || batch.first_seq.checked_add(announced as u64).is_none()
+        || batch.first_seq.saturating_add(announced as u64) > SEQ_MAX
     {
         return Err(BatchError::Numbers(batch.first_seq));
     }
@@ -93,6 +94,8 @@ pub fn unpack(batch: &Batch) -> Result<Vec<Vec<u8>>, BatchError> {
     if list.len() != bytes {
         return Err(BatchError::Packing(format!("{} bytes instead of {bytes}", list.len())));
     }
+    // Two million empty events fit the limit of bytes: they are counted before they are decoded.
+    bounds::check(&bounds::EVENT_LIST, &list).map_err(|error| BatchError::Packing(error.to_string()))?;
     let list = EventList::decode(list.as_slice()).map_err(|error| BatchError::Packing(error.to_string()))?;
     if list.events.len() != announced {
         return Err(BatchError::Count { announced, held: list.events.len() });
@@ -117,7 +120,7 @@ mod tests {
     #[test]
     fn a_batch_that_lies_is_refused() {
         type Lie = fn(&mut Batch);
-        let lies: [(&str, Lie); 8] = [
+        let lies: [(&str, Lie); 10] = [
             ("class", |b| b.class = 9),
             ("count", |b| b.count = 3),
             ("nothing", |b| b.count = 0),
@@ -126,6 +129,8 @@ mod tests {
             ("a bomb", |b| b.events_bytes = u32::MAX),
             ("garbage", |b| b.events = vec![1, 2, 3]),
             ("numbers", |b| b.first_seq = u64::MAX),
+            ("numbers that no database holds", |b| b.first_seq = SEQ_MAX),
+            ("a jump over all of them", |b| (b.first_seq, b.skipped) = (1 << 63, (1 << 63) - 1)),
         ];
         for (name, lie) in lies {
             let mut batch = sample();
@@ -141,5 +146,14 @@ mod tests {
         let batch =
             Batch { class: 1, epoch: 1, first_seq: 1, skipped: 0, count: 1, events_bytes: 1000, events };
         assert!(matches!(unpack(&batch), Err(BatchError::Packing(_))));
+    }
+
+    #[test]
+    fn a_million_empty_events_are_refused_before_they_are_decoded() {
+        let list = EventList { events: vec![Vec::new(); 1_000_000] }.encode_to_vec();
+        let events = zstd::bulk::compress(&list, 1).unwrap();
+        let events_bytes = u32::try_from(list.len()).unwrap();
+        let batch = Batch { class: 1, epoch: 1, first_seq: 1, skipped: 0, count: 1, events_bytes, events };
+        assert!(matches!(unpack(&batch), Err(BatchError::Packing(reason)) if reason.contains("4096")));
     }
 }

@@ -40,7 +40,8 @@ pub fn event(event: &wire::Event) -> Result<(), TooLong> {
         Some(Kind::Audit(audit)) => {
             at_most("action", audit.action.len(), NAME_BYTES_MAX)?;
             at_most("outcome", audit.outcome.len(), NAME_BYTES_MAX)?;
-            at_most("audit detail", audit.detail.len(), TEXT_BYTES_MAX)
+            at_most("audit detail", audit.detail.len(), TEXT_BYTES_MAX)?;
+            audit.process.iter().try_for_each(check_process)
         }
     }
 }
@@ -141,6 +142,7 @@ pub fn cut(event: &mut wire::Event) -> bool {
         Some(Kind::Audit(audit)) => {
             cut |= text(&mut audit.action, NAME_BYTES_MAX) | text(&mut audit.outcome, NAME_BYTES_MAX);
             cut |= text(&mut audit.detail, TEXT_BYTES_MAX);
+            cut = audit.process.iter_mut().fold(cut, |cut, process| cut | cut_process(process));
         }
     }
     cut | cut_whole(event)
@@ -350,6 +352,7 @@ mod tests {
                 action: words(256),
                 outcome: words(256),
                 detail: words(TEXT_BYTES_MAX),
+                process,
             }),
         };
         wire::Event {

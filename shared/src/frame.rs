@@ -1,11 +1,14 @@
 //! Messages on a stream: a 4-byte big-endian length, then a protobuf message. The length is checked
 //! before anything is allocated.
 
+use crate::bounds::{self, BoundsError, Shape};
 use crate::limits::FRAME_BYTES_MAX;
 use prost::Message;
 
 /// Bytes before the body of a frame.
 pub const HEADER_BYTES: usize = 4;
+/// A buffer that is empty keeps no more room than this: ten thousand agents have three each. Bytes.
+const ROOM_KEPT_BYTES_MAX: usize = 4 << 10;
 
 /// A stream that does not follow the format. The connection it came from can't be trusted any more.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +24,9 @@ pub enum FrameError {
     /// The body is not the message that belongs here.
     #[error("a frame could not be read: {0}")]
     Unreadable(#[from] prost::DecodeError),
+    /// The body would not fit its limits in memory.
+    #[error("a frame was not read: {0}")]
+    Bounds(#[from] BoundsError),
 }
 
 /// The message as it goes on a stream, header first.
@@ -45,6 +51,8 @@ pub fn body_length(header: [u8; HEADER_BYTES], max: usize) -> Result<usize, Fram
 #[derive(Debug)]
 pub struct Decoder {
     buffer: Vec<u8>,
+    /// What was given out already.
+    start: usize,
     frame_bytes_max: usize,
 }
 
@@ -58,11 +66,14 @@ impl Decoder {
     /// A decoder that refuses frames over `frame_bytes_max`.
     #[must_use]
     pub fn new(frame_bytes_max: usize) -> Self {
-        Self { buffer: Vec::new(), frame_bytes_max }
+        Self { buffer: Vec::new(), start: 0, frame_bytes_max }
     }
 
     /// Takes what arrived. Call [`Decoder::next`] until it gives nothing before pushing more.
     pub fn push(&mut self, bytes: &[u8]) {
+        // Once for everything that was pushed before, not once for every frame in it.
+        self.buffer.drain(..self.start);
+        self.start = 0;
         self.buffer.extend_from_slice(bytes);
     }
 
@@ -72,12 +83,50 @@ impl Decoder {
     /// [`FrameError`] when the stream breaks the format; the decoder is of no more use then.
     #[allow(clippy::should_implement_trait)] // it fails, and it is generic over what it gives
     pub fn next<M: Message + Default>(&mut self) -> Result<Option<M>, FrameError> {
-        let Some(header) = self.buffer.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
+        self.take(None)
+    }
+
+    /// As [`Decoder::next`], for a peer that is not trusted: nothing is decoded that is over the lists of `shape`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn next_within<M: Message + Default>(&mut self, shape: &Shape) -> Result<Option<M>, FrameError> {
+        self.take(Some(shape))
+    }
+
+    /// The size of the frame that has begun and is not whole, header included, as far as it is known. Bytes.
+    #[must_use]
+    pub fn begun(&self) -> Option<usize> {
+        let waiting = self.waiting();
+        let announced = waiting.first_chunk::<HEADER_BYTES>().map_or(0, |header| u32::from_be_bytes(*header));
+        (!waiting.is_empty()).then(|| HEADER_BYTES + (announced as usize).min(self.frame_bytes_max))
+    }
+
+    fn take<M: Message + Default>(&mut self, shape: Option<&Shape>) -> Result<Option<M>, FrameError> {
+        let waiting = self.waiting();
+        let Some(header) = waiting.first_chunk::<HEADER_BYTES>() else { return Ok(self.rest()) };
         let length = body_length(*header, self.frame_bytes_max)?;
-        let Some(body) = self.buffer.get(HEADER_BYTES..HEADER_BYTES + length) else { return Ok(None) };
+        let Some(body) = waiting.get(HEADER_BYTES..HEADER_BYTES + length) else { return Ok(None) };
+        if let Some(shape) = shape {
+            bounds::check(shape, body)?;
+        }
         let message = M::decode(body)?;
-        self.buffer.drain(..HEADER_BYTES + length);
+        self.start += HEADER_BYTES + length;
         Ok(Some(message))
+    }
+
+    fn waiting(&self) -> &[u8] {
+        self.buffer.get(self.start..).unwrap_or_default()
+    }
+
+    /// Nothing whole is left: a buffer that is empty gives its room back.
+    fn rest<M>(&mut self) -> Option<M> {
+        if self.waiting().is_empty() {
+            self.start = 0;
+            self.buffer.clear();
+            self.buffer.shrink_to(ROOM_KEPT_BYTES_MAX);
+        }
+        None
     }
 }
 
@@ -116,5 +165,37 @@ mod tests {
         let mut decoder = Decoder::default();
         decoder.push(&[0, 0, 0, 3, 0xff, 0xff, 0xff]);
         assert!(matches!(decoder.next::<Nack>(), Err(FrameError::Unreadable(_))));
+    }
+
+    #[test]
+    fn an_empty_decoder_gives_back_the_room_of_a_large_frame() {
+        let large = crate::wire::ToAgent {
+            message: Some(crate::wire::to_agent::Message::Refuse(crate::wire::Refuse {
+                code: 1,
+                reason: "x".repeat(900_000),
+            })),
+        };
+        let mut decoder = Decoder::default();
+        decoder.push(&encode(&large));
+        decoder.push(&encode(&large)[..10]);
+        assert_eq!(decoder.begun(), Some(encode(&large).len()));
+        assert_eq!(decoder.next::<crate::wire::ToAgent>().unwrap(), Some(large.clone()));
+        decoder.push(&encode(&large)[10..]);
+        assert_eq!(decoder.next::<crate::wire::ToAgent>().unwrap(), Some(large));
+        assert_eq!(decoder.next::<crate::wire::ToAgent>().unwrap(), None);
+        assert_eq!(decoder.begun(), None);
+        assert!(decoder.buffer.capacity() <= ROOM_KEPT_BYTES_MAX, "{}", decoder.buffer.capacity());
+    }
+
+    #[test]
+    fn a_frame_of_many_empty_entries_is_not_decoded() {
+        let health = vec![crate::wire::Health::default(); 60_000];
+        let status = crate::wire::Status { health, ..Default::default() };
+        let message = Some(crate::wire::to_collector::Message::Status(status));
+        let mut decoder = Decoder::default();
+        decoder.push(&encode(&crate::wire::ToCollector { message }));
+        let error =
+            decoder.next_within::<crate::wire::ToCollector>(&crate::bounds::TO_COLLECTOR).unwrap_err();
+        assert!(error.to_string().contains("health has more entries than 64"), "{error}");
     }
 }

@@ -1,6 +1,6 @@
 //! What agent and collector both read and write: the contract, its limits, and how an event is shown.
 //!
-//! Path: an event is made (`wire`), bounded (`check`), packed (`batch`), framed (`frame`), named (`id`),
+//! Path: an event is made (`wire`), bounded (`bounds`, `check`), packed (`batch`), framed (`frame`), named (`id`),
 //! and shown (`ecs`, through `escape`). Nothing here does I/O or knows of a clock.
 
 /// The limits of everything that crosses the wire.
@@ -9,6 +9,8 @@ pub mod limits;
 pub mod wire;
 /// Who sent an event, and its name everywhere: `agent/epoch/class/seq`.
 pub mod id;
+/// How long the lists of an encoded message are, before it is decoded.
+pub mod bounds;
 /// Whether a decoded event keeps within its limits.
 pub mod check;
 /// Runs of consecutive events, compressed.

@@ -9,7 +9,7 @@ mod tables;
 mod tools;
 
 use anyhow::ensure;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use limits::{Limit, empty_page_cache};
 use measured::{Measured, median};
 use rand::SeedableRng;
@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 use tools::{Findings, SIZE_MAX_BYTES, Tool, Tools};
 use vidette_tests::grounds::{self, Ground};
 use vidette_tests::rulesets::{self, Set, Stock};
@@ -58,9 +59,18 @@ struct Args {
     /// Tools to leave out: yara, clamscan
     #[arg(long, value_delimiter = ',')]
     without: Vec<String>,
+    /// This part alone
+    #[arg(long)]
+    only: Option<Part>,
     /// Of the order in which tools take their turns
     #[arg(long, default_value_t = 1)]
     seed: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Trees a second time, unchanged
+    Rescan,
 }
 
 /// Everything that is measured with.
@@ -73,6 +83,8 @@ struct Bench {
     /// What of each clamscan takes.
     clam_sets: Vec<Set>,
     grounds: Vec<Ground>,
+    /// When the last of the grounds was made.
+    made: Instant,
     order: StdRng,
     /// CPU of loading alone, by tool and set. Seconds.
     loading: BTreeMap<(Tool, usize), f64>,
@@ -102,6 +114,10 @@ fn main() -> anyhow::Result<ExitCode> {
     let folder = tempfile::Builder::new().prefix("vidette-scan-").tempdir()?;
     let mut bench = Bench::prepare(args, folder.path())?;
     bench.describe()?;
+    if let Some(Part::Rescan) = bench.args.only {
+        bench.rescan()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     bench.limits()?;
     bench.load()?;
     bench.bait()?;
@@ -149,6 +165,7 @@ impl Bench {
             sets,
             clam_sets,
             grounds,
+            made: Instant::now(),
             order,
             loading,
             differences: 0,

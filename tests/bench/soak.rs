@@ -74,7 +74,7 @@ fn main() -> anyhow::Result<()> {
     let ground = Ground::of("soak", &args.path, SIZE_MAX_BYTES)?;
     let rounds = args.files.div_ceil(ground.files.len());
     eprintln!("{rounds} rounds over {} files with {} rules", ground.files.len(), set.rules);
-    let (samples, said) = soak(&agent, &set, &ground, rounds, args.threads, folder.path())?;
+    let (samples, said) = soak(&agent, &set, &args.path, rounds, args.threads, folder.path())?;
     let files = files_scanned(&said)?;
     ensure!(files >= args.files, "only {files} files were scanned, of {}: {said}", args.files);
     fs::create_dir_all(&args.out)?;
@@ -112,17 +112,30 @@ impl Drop for Running {
     }
 }
 
-/// One agent that is told the same paths `rounds` times; its samples, and what it said in the end.
+/// Makes the tree seen at as many places as rounds are wanted, for itself alone: a path that is named twice is scanned once.
+const AGAIN: &str = r#"
+tree=$1 places=$2 rounds=$3; shift 3
+for round in $(seq "$rounds"); do
+    mkdir -p "$places/$round" && mount --bind "$tree" "$places/$round" || exit 3
+done
+exec "$@"
+"#;
+
+/// One agent that scans the same tree `rounds` times; its samples, and what it said in the end.
 fn soak(
     agent: &Path,
     set: &Set,
-    ground: &Ground,
+    tree: &Path,
     rounds: usize,
     threads: usize,
     folder: &Path,
 ) -> anyhow::Result<(Vec<Sample>, String)> {
     let (stdout, stderr) = (folder.join("stdout"), folder.join("stderr"));
-    let mut command = Command::new(agent);
+    let places = folder.join("rounds");
+    // The agent takes the place of both, and so has the process id that is watched.
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-euc", AGAIN, "again"]);
+    command.arg(tree).arg(&places).arg(rounds.to_string()).arg(agent);
     command.args([
         "scan",
         "--json",
@@ -137,9 +150,7 @@ fn soak(
     if String::from_utf8_lossy(&help.stdout).contains("--no-cache") {
         command.arg("--no-cache");
     }
-    for _ in 0..rounds {
-        command.args(&ground.paths);
-    }
+    command.args((1..=rounds).map(|round| places.join(round.to_string())));
     command.stdin(Stdio::null()).stdout(File::create(&stdout)?).stderr(File::create(&stderr)?);
     let start = Instant::now();
     let mut running = Running(command.spawn().context("could not start the agent")?);

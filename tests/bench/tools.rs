@@ -164,7 +164,7 @@ impl Tools {
         }
     }
 
-    /// The agent with a verdict table in a file.
+    /// The agent with a verdict table in a file, over the whole tree.
     pub(crate) fn scan_with_cache(
         &self,
         set: &Set,
@@ -173,7 +173,7 @@ impl Tools {
         cache: &Path,
     ) -> Command {
         let mut command = self.agent(set, threads);
-        command.arg("--cache").arg(cache).args(&ground.paths);
+        command.arg("--cache").arg(cache).arg(&ground.root);
         command
     }
 

@@ -1,9 +1,19 @@
 //! What the end-to-end tests, the demo and the benchmarks share: real processes, started and stopped.
 
+/// A Debian system in a folder, for packages to be installed in.
+pub mod debian;
+/// Agent and collector under every fault that one machine can have, and what must be stored after each.
+pub mod faults;
+/// Many agents in one process, for figures.
+pub mod fleet;
+/// A thread of a program that hangs.
+pub mod frozen;
 /// Inputs that nobody expects, for the workers and for who hears them.
 pub mod fuzz;
 /// Trees of files that are scanned for a figure.
 pub mod grounds;
+/// An agent with a valid certificate that misbehaves, and honest ones beside it.
+pub mod hostile_agent;
 /// Names of files that try to do harm, for every output.
 pub mod hostile_names;
 /// Agent and collector as real processes in a temporary folder.

@@ -80,9 +80,19 @@ pub struct Program {
 
 impl Program {
     fn start(name: &str, arguments: &[&str], log: &Path) -> anyhow::Result<Self> {
+        Self::start_in(name, arguments, log, &[])
+    }
+
+    fn start_in(
+        name: &str,
+        arguments: &[&str],
+        log: &Path,
+        environment: &[(String, String)],
+    ) -> anyhow::Result<Self> {
         let errors = File::options().create(true).append(true).open(log)?;
         let child = Command::new(binary(name)?)
             .args(arguments)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(errors)
@@ -288,6 +298,8 @@ pub struct Agent {
     pub program: Option<Program>,
     /// Its state folder.
     pub state: PathBuf,
+    /// What it finds in its environment, beside the test's own.
+    pub environment: Vec<(String, String)>,
     config: PathBuf,
     log: PathBuf,
 }
@@ -303,7 +315,8 @@ impl Agent {
             &config,
             format!("[sensors]\nwatch = [{:?}]\n{sensors}\n{tables}", watched.display().to_string()),
         )?;
-        Ok(Self { program: None, state: folder.join("agent"), config, log: folder.join("agent.log") })
+        let (state, log) = (folder.join("agent"), folder.join("agent.log"));
+        Ok(Self { program: None, state, environment: Vec::new(), config, log })
     }
 
     /// Enrols it.
@@ -323,10 +336,11 @@ impl Agent {
     /// When it does not come up.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let (state, config) = (self.state.display().to_string(), self.config.display().to_string());
-        self.program = Some(Program::start(
+        self.program = Some(Program::start_in(
             "vidette-agent",
             &["run", "--state", &state, "--config", &config],
             &self.log,
+            &self.environment,
         )?);
         wait_for("the agent", || {
             if let Some(status) = self.program.as_mut().context("started")?.ended()? {

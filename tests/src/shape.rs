@@ -33,7 +33,8 @@ const PROTOCOL_MAY: [&str; 9] =
 /// The agent's stages in path order; `worker` belongs to detection.
 const AGENT_STAGES: [&[&str]; 4] = [&["sensors"], &["detection", "worker"], &["outbox"], &["transport"]];
 /// The collector's. Identity stands before ingest: who is asked before what.
-const COLLECTOR_STAGES: [&[&str]; 5] = [&["identity"], &["ingest"], &["store"], &["sinks"], &["cli"]];
+const COLLECTOR_STAGES: [&[&str]; 6] =
+    [&["identity"], &["ingest"], &["store"], &["sinks"], &["outside"], &["cli"]];
 
 /// All violations in the tree at `root`, one sentence each.
 ///
@@ -60,7 +61,7 @@ pub fn check(root: &Path) -> anyhow::Result<Vec<String>> {
     );
     map_order(
         "collector",
-        &["identity", "ingest", "store", "sinks", "cli", "pipeline"],
+        &["identity", "ingest", "store", "sinks", "outside", "cli", "pipeline"],
         &sources,
         &mut found,
     );

@@ -143,7 +143,7 @@ impl Outcome {
         if missing as u64 > counted && !self.gaps.values().any(Option::is_none) {
             said.push(format!("{missing} without an event, and the gaps count {counted}: {:?}", self.gaps));
         }
-        if !self.unscanned.is_empty() {
+        if !self.unscanned.is_empty() && !self.only_untold() {
             let some: Vec<_> = self.unscanned.iter().take(5).collect();
             said.push(format!("{} survivors nobody looked at: {some:?}", self.unscanned.len()));
         }
@@ -169,6 +169,14 @@ impl Outcome {
         said.extend(self.unequal.iter().cloned());
         said.extend(self.detections_odd.iter().cloned());
         said
+    }
+
+    /// Survivors without a verdict were scanned all the same: the disk was behind, so that events of clean files
+    /// were shed on their way to the outbox. A gap counts those.
+    fn only_untold(&self) -> bool {
+        let counter = |name| self.counters.get(name).copied().unwrap_or_default();
+        let looked_at = counter("detection_scanned") + counter("detection_cached");
+        counter("events_shed_backlog") >= self.unscanned.len() as u64 && looked_at >= self.survivors as u64
     }
 }
 
@@ -442,7 +450,9 @@ fn plant(folder: &Path) -> anyhow::Result<Vec<Planted>> {
     fs::write(&same, unique(b"same"))?;
     let other = folder.join("planted-other-user");
     let other_at = at();
-    fs::File::create(&other)?;
+    // Made without being opened: a close of ours could be looked at as late as the other's write.
+    let mode = rustix::fs::Mode::from_raw_mode(0o644);
+    rustix::fs::mknodat(rustix::fs::CWD, &other, rustix::fs::FileType::RegularFile, mode, 0)?;
     rustix::fs::chown(&other, Some(rustix::fs::Uid::from_raw(OTHER_USER)), None)?;
     let mut child = Command::new("setpriv")
         .args(["--reuid", &OTHER_USER.to_string(), "--clear-groups", "tee"])

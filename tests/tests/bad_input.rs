@@ -251,10 +251,10 @@ fn a_foreign_database_in_the_store_is_named_and_left_alone() {
 }
 
 /// A file system of its own that is nearly full, unmounted at the end.
-struct Small(std::path::PathBuf);
+pub(crate) struct Small(std::path::PathBuf);
 
 impl Small {
-    fn mount(path: std::path::PathBuf, bytes: u64) -> Self {
+    pub(crate) fn mount(path: std::path::PathBuf, bytes: u64) -> Self {
         fs::create_dir(&path).expect("made");
         let size = format!("size={bytes},mode=0700");
         let status = std::process::Command::new("mount")
@@ -266,7 +266,7 @@ impl Small {
     }
 
     /// Takes all the room there is; gives the file that holds it.
-    fn fill(&self) -> std::path::PathBuf {
+    pub(crate) fn fill(&self) -> std::path::PathBuf {
         let path = self.0.join("ballast");
         let mut file = fs::File::create(&path).expect("made");
         while file.write_all(&[0; 4096]).is_ok() {}

@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use vidette_tests::fuzz::behaviour::Corpus;
 use vidette_tests::fuzz::run::{Options, fuzz};
-use vidette_tests::fuzz::{Kind, Target, answers::Answers, files, rules::Rules, scan::Scan};
+use vidette_tests::fuzz::{
+    Kind, Target, answers::Answers, config::Config, csr::Csr, files, frames::Frames, join::Join,
+    outbox::Outbox, rules::Rules, scan::Scan, wire::Wire,
+};
 use vidette_tests::programs::binary;
 
 /// All corpora together. Bytes.
-const CORPORA_BYTES_MAX: usize = 300 << 10;
+const CORPORA_BYTES_MAX: usize = 500 << 10;
 /// Inputs whose names begin so may kill a worker, each for a reason of its own: `section-sum` is a sum in YARA-X's
 /// `pe.section_index` that overflows, which ends a worker that is built with checks.
 const KILLER: &str = "kills-";
@@ -83,6 +86,65 @@ fn answers_stay_within_every_limit() {
     }
 }
 
+#[test]
+fn streams_of_an_agent_keep_every_promise() {
+    replay(&mut Frames);
+    mutate(&mut Frames, 6, 20_000);
+}
+
+#[test]
+fn messages_keep_every_promise() {
+    replay(&mut Wire);
+    mutate(&mut Wire, 7, 20_000);
+}
+
+#[test]
+fn join_and_certificate_requests_keep_every_promise() {
+    let mut join = Join::new().unwrap();
+    replay(&mut join);
+    mutate(&mut join, 8, 2000);
+    let mut csr = Csr::new().unwrap();
+    replay(&mut csr);
+    mutate(&mut csr, 9, 2000);
+}
+
+#[test]
+fn whatever_was_the_outbox_a_new_one_takes_over() {
+    let mut target = Outbox::new().unwrap();
+    replay(&mut target);
+    mutate(&mut target, 10, 500);
+}
+
+#[test]
+fn configuration_files_are_taken_or_answered() {
+    let mut target = Config::new().unwrap();
+    replay(&mut target);
+    mutate(&mut target, 11, 5000);
+}
+
+/// As for files: what is mutated must begin as something that is read.
+#[test]
+fn what_is_generated_for_the_decoders_is_read() {
+    use rand::SeedableRng as _;
+    let targets: [(Box<dyn Target>, &str); 6] = [
+        (Box::new(Frames), "committed"),
+        (Box::new(Wire), "within"),
+        (Box::new(Join::new().unwrap()), "line"),
+        (Box::new(Csr::new().unwrap()), "passes"),
+        (Box::new(Outbox::new().unwrap()), "files"),
+        (Box::new(Config::new().unwrap()), "collector"),
+    ];
+    for (mut target, mark) in targets {
+        let inputs: Vec<Vec<u8>> =
+            (0..100).map(|seed| target.generate(&mut rand::rngs::StdRng::seed_from_u64(seed))).collect();
+        let observed = target.run(&inputs).unwrap();
+        let deep = observed.iter().filter(|one| one.behaviour.marks.iter().any(|found| found.contains(mark)));
+        let (name, deep) = (target.name(), deep.count());
+        assert!(deep >= 10, "{name}: {deep} of 100 got as far as `{mark}`");
+        assert!(observed.iter().all(|one| one.finding.is_none()), "{name}");
+    }
+}
+
 /// A generator that makes what no parser takes would fuzz nothing but the first check of a format.
 #[test]
 fn what_is_generated_is_what_it_says() {
@@ -105,7 +167,7 @@ fn what_is_generated_is_what_it_says() {
 
 #[test]
 fn the_corpora_are_small() {
-    let bytes: usize = ["scan", "rules", "answers"]
+    let bytes: usize = ["scan", "rules", "answers", "frames", "wire", "join", "csr", "outbox", "config"]
         .iter()
         .flat_map(|target| corpus(target))
         .map(|(_, input)| input.len())

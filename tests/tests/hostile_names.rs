@@ -52,7 +52,7 @@ fn a_file_system_takes_every_name() {
 fn no_format_lets_a_control_character_through() {
     for (what, name) in names() {
         let event = detection(&name);
-        let record = ecs::record(ecs::Origin { id: None, received_unix_ns: None }, &event);
+        let record = ecs::record(ecs::Origin::NONE, &event);
         for text in [
             escape::terminal(&name),
             escape::syslog_param(&name),
@@ -74,8 +74,7 @@ fn no_format_lets_a_control_character_through() {
 #[test]
 fn a_json_line_is_one_ascii_line_with_the_exact_bytes() {
     for (what, name) in names() {
-        let line =
-            ecs::line(&ecs::record(ecs::Origin { id: None, received_unix_ns: None }, &detection(&name)));
+        let line = ecs::line(&ecs::record(ecs::Origin::NONE, &detection(&name)));
         assert!(line.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{what}: {line}");
         let back: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert!(back.get("event.id").is_none(), "{what}: forged");

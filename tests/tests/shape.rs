@@ -123,3 +123,58 @@ fn copy_tree(from: &Path, to: &Path) {
         fs::copy(from.join(name), to.join(name)).expect("copied");
     }
 }
+
+/// A threat model is worth what its tests are: each that README's table names has to be there.
+#[test]
+fn the_tests_of_the_threat_model_are_there() {
+    let readme = fs::read_to_string(root().join("README.md")).expect("readable");
+    let section = readme.split("\n## Threat model\n").nth(1).expect("a section");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let sources = sources(&root());
+    let mut named = 0;
+    for row in section.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| who ")) {
+        let shown = row.rsplit('|').nth(1).expect("a last column");
+        let words: Vec<&str> = shown.split('`').skip(1).step_by(2).collect();
+        assert!(!words.is_empty(), "nothing shows this: {row}");
+        for word in words {
+            assert!(is_there(word, &sources), "no such test: {word}");
+            named += 1;
+        }
+    }
+    assert!(named > 10, "only {named} tests are named");
+    assert!(!is_there("a_test_that_nobody_wrote", &sources) && !is_there("nowhere::", &sources));
+}
+
+/// A test's name, a module of end-to-end tests (`faults::`), a test program (`binary(worker)`), or a file.
+fn is_there(word: &str, sources: &[(PathBuf, String)]) -> bool {
+    if let Some(module) = word.strip_suffix("::") {
+        return sources.iter().any(|(path, _)| {
+            path.ends_with(format!("tests/tests/{module}.rs"))
+                || path.ends_with(format!("tests/tests/{module}/mod.rs"))
+        });
+    }
+    if let Some(program) = word.strip_prefix("binary(").and_then(|rest| rest.strip_suffix(')')) {
+        return sources.iter().any(|(path, _)| {
+            path.ends_with(format!("tests/{program}.rs"))
+                || path.ends_with(format!("tests/{program}/main.rs"))
+        });
+    }
+    root().join(word).is_file() || sources.iter().any(|(_, text)| text.contains(&format!("fn {word}()")))
+}
+
+fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut waiting: Vec<PathBuf> =
+        ["agent", "collector", "shared", "tests"].map(|top| folder.join(top)).into();
+    while let Some(path) = waiting.pop() {
+        for entry in fs::read_dir(path).expect("readable").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                waiting.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push((path.clone(), fs::read_to_string(&path).expect("readable")));
+            }
+        }
+    }
+    found
+}

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use vidette_agent::host::Host;
 use vidette_agent::transport::{self, Credentials};
-use vidette_collector::identity::{Identity, TOKEN_TTL_DEFAULT, unix_s_now};
+use vidette_collector::identity::{Identity, Standing, TOKEN_TTL_DEFAULT, unix_s_now};
 use vidette_collector::ingest::session::{Arrival, Committed};
 use vidette_collector::ingest::{self, Commits, Fleet, Ingest};
 use vidette_protocol::id::{AgentId, Class};
@@ -272,7 +272,7 @@ fn a_host_that_was_off_for_days_can_renew_and_a_stranger_can_not() {
         let csr = rcgen::CertificateParams::default()
             .serialize_request(&rcgen::KeyPair::generate().unwrap())
             .unwrap();
-        let renew = wire::Renew { csr_der: csr.der().to_vec() };
+        let renew = wire::Renew { csr_der: csr.der().to_vec(), kept: true };
         let request = wire::JoinRequest { message: Some(wire::join_request::Message::Renew(renew)) };
         collector.runtime.block_on(async {
             let connection = dial(collector.address(), &collector.identity, papers, ALPN_JOIN).await;
@@ -286,12 +286,67 @@ fn a_host_that_was_off_for_days_can_renew_and_a_stranger_can_not() {
     };
     match ask(Some(papers)) {
         wire::join_answer::Message::Joined(joined) => assert_eq!(joined.agent_id, agent.to_string()),
-        wire::join_answer::Message::Refused(refused) => panic!("{refused:?}"),
+        other => panic!("{other:?}"),
     }
     match ask(None) {
         wire::join_answer::Message::Refused(refused) => says(&refused.reason, &["present the certificate"]),
-        wire::join_answer::Message::Joined(_) => panic!("a certificate for a stranger"),
+        other => panic!("something for a stranger: {other:?}"),
     }
+}
+
+/// As the collector's register knows it, with its successor in use.
+fn superseded(collector: &Collector) -> (AgentId, Papers) {
+    let (agent, papers) = papers(collector, 0);
+    let (shown, from, now) = (Identity::shown(&papers.0).unwrap(), ([127, 0, 0, 1], 9).into(), unix_s_now());
+    collector.identity.greet(&shown, from, now).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap();
+    let renew = wire::Renew { csr_der: csr.der().to_vec(), kept: true };
+    let renewed = collector.identity.renew(&shown, &renew, from, now).unwrap();
+    let newer = Identity::shown(&renewed.certificates_der[0]).unwrap();
+    collector.identity.greet(&newer, from, now).unwrap();
+    (agent, papers)
+}
+
+#[test]
+fn a_superseded_certificate_is_an_alarm_only_while_somebody_is_there() {
+    let collector = Collector::start();
+    let (agent, Papers(certificate, key)) = superseded(&collector);
+    let hello = wire::Hello { protocol: 1, epoch: 1, ..Default::default() };
+    let message = Some(wire::to_collector::Message::Hello(hello));
+    let hello = vidette_protocol::frame::encode(&wire::ToCollector { message });
+    let greet = async |alpn| {
+        let papers = Papers(certificate.clone(), key.clone_key());
+        let connection = dial(collector.address(), &collector.identity, Some(papers), alpn).await;
+        let (mut send, receive) = connection.open_bi().await.unwrap();
+        send.write_all(&hello).await.unwrap();
+        (connection, send, receive)
+    };
+    // A late connection of an agent that has renewed since: it has said Hello, and nobody is there any more.
+    let gone = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let kept = gone.block_on(async {
+        let kept = greet(ALPN).await;
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+        kept
+    });
+    eventually("it was there", || {
+        collector.fleet.member(agent).is_some_and(|member| member.hello.is_none() && member.connections == 1)
+    });
+    eventually("it is gone", || collector.fleet.connected() == 0);
+    assert_eq!(collector.identity.standing(agent).unwrap(), Standing::Good);
+    drop((kept, gone));
+    // And a copy.
+    let (code, reason) = collector.runtime.block_on(async { end(&greet(ALPN).await.0).await });
+    assert_eq!(code, wire::RefuseCode::Cloned as u64, "{reason}");
+    assert_eq!(collector.identity.standing(agent).unwrap(), Standing::Cloned);
+    let papers = Papers(certificate.clone(), key.clone_key());
+    let (code, reason) = collector.runtime.block_on(async {
+        end(&dial(collector.address(), &collector.identity, Some(papers), ALPN).await).await
+    });
+    assert_eq!(code, wire::RefuseCode::Cloned as u64, "{reason}");
+    says(&reason, &["copied", "join the right host again"]);
 }
 
 /// Waits until `what` holds.
@@ -363,8 +418,10 @@ fn events_go_from_the_outbox_to_the_store_across_a_restart_and_a_late_join() {
     send("before-join");
     eventually("it waits to be joined", || matches!(&*state.borrow(), transport::State::NotJoined { .. }));
     let agent = host.join(&collector.invite()).unwrap().agent;
-    let stored =
-        |store: &Memory| store.0.lock().unwrap().values().map(|(_, bodies)| bodies.len()).sum::<usize>();
+    let stored = |store: &Memory| {
+        let all = store.0.lock().unwrap();
+        all.iter().filter(|((who, ..), _)| *who == agent).map(|(_, (_, bodies))| bodies.len()).sum::<usize>()
+    };
     eventually("the first event is stored", || stored(&collector.store) == 1);
     assert!(matches!(&*state.borrow(), transport::State::Connected { agent: who, .. } if *who == agent));
     eventually("the hello is known", || collector.fleet.member(agent).unwrap().hello.is_some());

@@ -4,7 +4,7 @@
 //! host. What it writes is read by `transport` at the next start, or within seconds by an agent that runs already.
 
 use crate::host::Host;
-use crate::transport::{self, Credentials};
+use crate::transport::{self, Enrolled, invited::invitation_in};
 use anyhow::{Context, bail};
 use rustix::fs::{FileType, Mode, OFlags};
 use std::io::{IsTerminal, Read};
@@ -18,8 +18,9 @@ const INPUT_BYTES_MAX: u64 = 4096;
 
 /// Enrol this host with a collector.
 ///
-/// On the collector, `vidette tokens create` prints one line. Paste it here as root. Its token is good for one
-/// host and one hour. The key is made on this host and never leaves it.
+/// On the collector, `vidette tokens create` prints one line. Paste it here as root. Its token is good for one host and one
+/// hour, unless it was made for more. The key is made on this host and never leaves it. After a join that was cut short,
+/// the same line works again.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Folder of the agent's state [default: /var/lib/vidette-agent, or the user's own].
@@ -43,11 +44,8 @@ pub struct Arguments {
 #[must_use]
 pub fn run(arguments: &Arguments) -> ExitCode {
     match try_run(arguments) {
-        Ok(credentials) => {
-            println!(
-                "{}",
-                if arguments.json { as_json(&credentials, arguments) } else { as_text(&credentials) }
-            );
+        Ok(enrolled) => {
+            println!("{}", if arguments.json { as_json(&enrolled, arguments) } else { as_text(&enrolled) });
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -57,7 +55,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
     }
 }
 
-fn try_run(arguments: &Arguments) -> anyhow::Result<Credentials> {
+fn try_run(arguments: &Arguments) -> anyhow::Result<Enrolled> {
     if arguments.misplaced.is_some() {
         bail!(
             "the line holds a secret and was given as an argument, which every user of this host can read: revoke it on the collector (`vidette tokens revoke`) and give a new one through standard input, as `vidette tokens create` prints it"
@@ -68,7 +66,7 @@ fn try_run(arguments: &Arguments) -> anyhow::Result<Credentials> {
         None => read_standard_input().context("could not read standard input")?,
     };
     let invitation: Invitation = invitation_in(&text).parse()?;
-    transport::join(&invitation, &Host::read(), &arguments.state, arguments.again)
+    transport::join_as(&invitation, &Host::read(), &arguments.state, arguments.again)
 }
 
 fn read_standard_input() -> anyhow::Result<String> {
@@ -97,27 +95,31 @@ fn read_text(input: impl Read) -> std::io::Result<String> {
     Ok(text)
 }
 
-/// The invitation itself, when the whole shell line around it was given.
-fn invitation_in(text: &str) -> &str {
-    let start = text.find("vidette://").unwrap_or(0);
-    let rest = text.get(start..).unwrap_or(text);
-    rest.split(|c: char| c.is_whitespace() || c == '\'' || c == '"').next().unwrap_or(rest)
+fn as_text(enrolled: &Enrolled) -> String {
+    let credentials = &enrolled.credentials;
+    let mut text = format!("Joined {} as agent {}.", credentials.collector, credentials.agent);
+    if enrolled.repeated {
+        text += "\nThe collector had enrolled this host with this line before: it is the same agent, and no further use of the token.";
+    }
+    for older in &enrolled.replaces {
+        text += &format!(
+            "\nThe collector takes this host for that of agent {older}, which it lists as replaced from now on. If that host still \
+             runs elsewhere, the two were copied from one image."
+        );
+    }
+    text + "\nNext: start the agent with `vidette-agent run`, or `systemctl enable --now vidette-agent` \
+         where it is installed as a service; if it runs already, it connects within seconds, and after --again when it is started anew.\nThen look for this host with `vidette agents list` on the collector."
 }
 
-fn as_text(credentials: &Credentials) -> String {
-    format!(
-        "Joined {} as agent {}.\nNext: start the agent with `vidette-agent run`, or `systemctl enable --now vidette-agent` \
-         where it is installed as a service; if it runs already, it connects within seconds, and after --again when it is started anew.\nThen look for this host with `vidette agents list` on the collector.",
-        credentials.collector, credentials.agent
-    )
-}
-
-fn as_json(credentials: &Credentials, arguments: &Arguments) -> String {
+fn as_json(enrolled: &Enrolled, arguments: &Arguments) -> String {
+    let credentials = &enrolled.credentials;
     serde_json::json!({
         "agent.id": credentials.agent.to_string(),
         "collector": credentials.collector.to_string(),
         "certificate_expires_unix_s": credentials.expires_unix_s,
         "state": escape::terminal(arguments.state.as_os_str().as_encoded_bytes()),
+        "replaces": enrolled.replaces.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "repeated": enrolled.repeated,
     })
     .to_string()
 }

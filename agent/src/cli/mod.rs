@@ -1,12 +1,20 @@
 //! The command line as typed, one file a command. `main` hands over what was parsed.
 
-use clap::{Parser, Subcommand};
+use anyhow::Context;
+use clap::{CommandFactory, Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Tests hash lists: `hashes check`.
 pub mod hashes;
 /// Enrols this host: `join`.
 pub mod join;
+/// Takes it out again: `leave`.
+pub mod leave;
+/// Makes a host ready to be copied: `prepare-image`.
+pub mod prepare_image;
+/// Renews the certificate now: `renew`.
+pub mod renew;
 /// Tests rules: `rules check`.
 pub mod rules;
 /// The service: `run`.
@@ -51,10 +59,16 @@ pub enum LogFormat {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the agent until it is told to stop (SIGTERM or Ctrl-C)
+    /// Run the agent until it is told to stop (SIGTERM, SIGHUP or Ctrl-C)
     Run(run::Args),
     /// Enrol this host with a collector; reads the line of `vidette tokens create` from standard input
     Join(join::Arguments),
+    /// Take this host out of its collector's fleet
+    Leave(leave::Arguments),
+    /// Renew this host's certificate now; that is done by itself twice a day
+    Renew(renew::Arguments),
+    /// Make this host ready to be copied: forget who it is
+    PrepareImage(prepare_image::Arguments),
     /// Scan files and folders now; needs no collector
     Scan(scan::Args),
     /// Print what happens to the given paths, live; needs no collector
@@ -72,12 +86,28 @@ pub enum Command {
         /// Which shell.
         shell: clap_complete::Shell,
     },
+    /// Write a manual page for each command; packages are made with it
+    #[command(hide = true)]
+    Manual {
+        /// An existing folder.
+        folder: PathBuf,
+    },
     /// The sandboxed scanner; the agent starts it by itself
     #[command(hide = true)]
     Worker(crate::worker::Args),
     /// Ends at once: the agent runs it to see whether its sensors do
     #[command(hide = true)]
     Canary,
+}
+
+/// Whoever read our output has read enough (`vidette-agent watch / | head`).
+#[must_use]
+pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    })
 }
 
 const EXAMPLES: &str = "\
@@ -98,14 +128,21 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(&args),
         Command::Join(args) => Ok(join::run(&args)),
+        Command::Leave(args) => Ok(leave::run(&args)),
+        Command::Renew(args) => renew::run(&args),
+        Command::PrepareImage(args) => prepare_image::run(&args),
         Command::Scan(args) => scan::run(args),
         Command::Watch(args) => watch::run(&args),
         Command::Rules(args) => rules::run(args),
         Command::Hashes(args) => hashes::run(args),
         Command::Status(args) => status::run(&args),
         Command::Completions { shell } => {
-            let mut command = <Cli as clap::CommandFactory>::command();
-            clap_complete::generate(shell, &mut command, "vidette-agent", &mut std::io::stdout());
+            clap_complete::generate(shell, &mut Cli::command(), "vidette-agent", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Manual { folder } => {
+            clap_mangen::generate_to(Cli::command(), &folder)
+                .with_context(|| format!("could not write manual pages to {}", folder.display()))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Worker(args) => crate::worker::run(&args),

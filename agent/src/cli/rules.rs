@@ -5,7 +5,8 @@ use crate::worker::Source;
 use crate::worker::messages::{Loaded, Problem};
 use crate::worker::pool::{Output, Pool, Settings};
 use crate::worker::process::Launcher;
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -18,6 +19,9 @@ const WAIT: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Command {
     /// Compile rules as the agent would, and say what is wrong with them.
+    ///
+    /// One file is one unit: an error in one of its rules leaves out the file with all its rules. A warning leaves out
+    /// nothing.
     ///
     /// Exit code: 0 all good, 1 a file has an error, 2 it could not be checked.
     Check(CheckArgs),
@@ -50,17 +54,20 @@ pub fn run(command: Command) -> Result<ExitCode> {
     let unread = !found.errors.is_empty();
     let sources = found.sources.clone();
     let loaded = ask(found.into_set())?;
+    let mut out = std::io::stdout().lock();
+    let unsaid = "could not write to standard output";
     for source in &sources {
         let problems: Vec<&Problem> =
             loaded.problems.iter().filter(|problem| problem.file == source.name).collect();
-        if args.json { print_json(source, &problems) } else { print(source, &problems) }
+        let text = if args.json { json(source, &problems) } else { table(source, &problems) };
+        writeln!(out, "{text}").context(unsaid)?;
     }
     let bad = loaded.problems.iter().any(|problem| problem.error);
     if loaded.problems_left_out > 0 {
         eprintln!("{} more errors and warnings are not shown", loaded.problems_left_out);
     }
     if !args.json {
-        println!("{} files, {} rules usable", sources.len(), loaded.rules);
+        writeln!(out, "{} files, {} rules usable", sources.len(), loaded.rules).context(unsaid)?;
     }
     Ok(match (unread, bad) {
         (true, _) => ExitCode::from(2),
@@ -88,27 +95,43 @@ fn ask(rules: crate::worker::RuleSet) -> Result<Loaded> {
     }
 }
 
-fn print(source: &Source, problems: &[&Problem]) {
+fn table(source: &Source, problems: &[&Problem]) -> String {
+    let name = escape::terminal(source.name.as_bytes());
+    let mut text = String::new();
     for problem in problems {
         let level = if problem.error { "error" } else { "warning" };
+        let code = if problem.code.is_empty() { String::new() } else { format!("[{}]", problem.code) };
+        // Of the file as a whole when there is no line.
+        let place =
+            if problem.line == 0 { String::new() } else { format!("{}:{}:", problem.line, problem.column) };
+        let rule = if problem.rule.is_empty() { String::new() } else { format!(" in rule {}", problem.rule) };
         let message = escape::terminal(problem.message.as_bytes());
-        println!("{}:{}:{}: {level}[{}]: {message}", source.name, problem.line, problem.column, problem.code);
+        text += &format!("{name}:{place} {level}{code}{}: {message}\n", escape::terminal(rule.as_bytes()));
     }
-    let bad = problems.iter().any(|problem| problem.error);
-    println!("{}: {}", source.name, if bad { "left out as a whole" } else { "ok" });
+    text + &format!("{name}: {}", outcome(problems))
 }
 
-fn print_json(source: &Source, problems: &[&Problem]) {
+/// One file is one unit: an error in one rule costs all of them.
+fn outcome(problems: &[&Problem]) -> String {
+    let Some(first) = problems.iter().find(|problem| problem.error) else { return "ok".to_owned() };
+    if first.rule.is_empty() {
+        return "left out as a whole".to_owned();
+    }
+    let rule = escape::terminal(first.rule.as_bytes());
+    format!("left out as a whole, with all its rules, for the error in rule {rule}")
+}
+
+fn json(source: &Source, problems: &[&Problem]) -> String {
     let told: Vec<serde_json::Value> = problems
         .iter()
         .map(|problem| {
             serde_json::json!({
                 "level": if problem.error { "error" } else { "warning" },
                 "line": problem.line, "column": problem.column,
-                "code": problem.code, "message": problem.message,
+                "code": problem.code, "rule": problem.rule, "message": problem.message,
             })
         })
         .collect();
     let ok = !problems.iter().any(|problem| problem.error);
-    println!("{}", serde_json::json!({ "file": source.name, "ok": ok, "problems": told }));
+    serde_json::json!({ "file": source.name, "ok": ok, "problems": told }).to_string()
 }

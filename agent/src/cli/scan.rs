@@ -2,6 +2,8 @@
 //!
 //! What is found goes to standard output, everything else to standard error.
 
+/// Where it begins.
+pub mod roots;
 /// What it keeps for the next time.
 pub mod cache;
 /// What a terminal shows meanwhile.
@@ -19,7 +21,7 @@ use crate::detection::sweep::{Cross, Options};
 use crate::detection::verdicts::Verdicts;
 use crate::host::{Host, Moment};
 use crate::stop::{self, Stop};
-use crate::worker::pool::{Output, Pool, Settings};
+use crate::worker::pool::{self, Output, Pool, Settings};
 use crate::worker::process::Launcher;
 use crate::worker::{Outcome, SIZE_BYTES_MAX, SIZE_DEFAULT_BYTES, THREADS_MAX};
 use anyhow::{Context as _, Result, bail};
@@ -30,7 +32,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use totals::Totals;
+use totals::{Mistakes, Totals};
 use vidette_protocol::wire::{Severity, Trigger, Verdict, event::Kind};
 use vidette_protocol::{ecs, escape};
 
@@ -39,8 +41,8 @@ const TIMEOUT_MIN: Duration = Duration::from_secs(2);
 
 /// What `--help` ends with.
 const AFTER_HELP: &str = "\
-Files are scanned as they are: archives are not opened. What was found clean is not scanned again with the same
-rules while it stays as it is, so that the same command goes on where it was stopped.
+Files are scanned as they are: archives are not opened. What was scanned is not scanned again with the same rules
+while it stays as it is, so that the same command goes on where it was stopped; what matched is told again each time.
 
 Exit code: 0 everything is clean, 1 something matched, 2 nothing matched but not everything could be scanned whole.
 
@@ -54,7 +56,7 @@ Examples:
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// Files and folders to scan.
+    /// Files and folders to scan. What is named twice, or lies within another one that is named, is scanned once.
     #[arg(required_unless_present_any = ["pid", "all_processes"])]
     paths: Vec<PathBuf>,
     #[command(flatten)]
@@ -71,15 +73,15 @@ pub struct Args {
     /// Do not use the rules that ship with the agent.
     #[arg(long)]
     no_builtin_rules: bool,
-    /// Of a larger file only head and tail are scanned.
+    /// Of a larger file only head and tail are scanned, of a sparse one its data.
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize(SIZE_DEFAULT_BYTES))]
     max_size: ByteSize,
     /// Give a file up after this time.
     #[arg(long, value_name = "TIME", default_value = "30s")]
     timeout: jiff::SignedDuration,
-    /// Files scanned at the same time [default: one for each processor].
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
+    /// Files scanned at the same time, 1 to 16; with a larger --max-size fewer [default: one for each processor].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=THREADS_MAX as i64))]
+    threads: Option<u16>,
     /// Follow symbolic links.
     #[arg(long)]
     follow: bool,
@@ -95,7 +97,7 @@ pub struct Args {
     /// Scan everything, and keep nothing for the next time.
     #[arg(long, conflicts_with = "cache")]
     no_cache: bool,
-    /// Where to keep what is known to be clean [default: in /var/cache/vidette for root, else in ~/.cache/vidette].
+    /// Where to keep what is known of files [default: in /var/cache/vidette for root, else in ~/.cache/vidette].
     #[arg(long, value_name = "FILE")]
     cache: Option<PathBuf>,
 }
@@ -142,7 +144,7 @@ struct Scan {
     rules_version: String,
     /// As they were typed.
     named: Vec<PathBuf>,
-    /// What is clean is kept for the next time.
+    /// What is found is kept for the next time.
     keeps: bool,
     /// There are hash lists, so that nothing needs rules.
     lists: bool,
@@ -154,14 +156,20 @@ struct Scan {
 /// There are no rules, no worker, or nobody reads the output.
 pub fn run(args: Args) -> Result<ExitCode> {
     if args.processes.are_asked() {
-        let (settings, _, bad_rules) = settings(&args)?;
-        return super::scan_memory::run(&args.processes, args.json, settings, bad_rules);
+        let (settings, _, mistakes) = settings(&args)?;
+        return super::scan_memory::run(&args.processes, args.json, settings, mistakes);
     }
     let (stopper, stop) = stop::channel();
     stop::on_signal(stopper)?;
     let start = Instant::now();
-    let (mut scan, mut engine) = prepare(&args, &stop)?;
-    let ended = engine.run(&args.paths, &mut |said| scan.said(said))?;
+    let roots = roots::outermost(&args.paths, args.cross_filesystems);
+    let (mut scan, mut engine) = prepare(&args, &roots, &stop)?;
+    let ended = match engine.run(&roots, &mut |said| scan.said(said)) {
+        Ok(ended) => ended,
+        // What is found from here on can't be told: a script that reads only the first line must not take it for clean.
+        Err(error) if super::is_closed_pipe(&error) => Ended::CutShort,
+        Err(error) => return Err(error),
+    };
     scan.totals.stopped = ended == Ended::CutShort;
     scan.totals.known = scan.figures.known.load(Ordering::Relaxed);
     scan.totals.skipped = scan.figures.skipped.load(Ordering::Relaxed);
@@ -170,8 +178,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(scan.totals.exit_code())
 }
 
-/// What the worker is to do, the hash lists, and how many files of either could not be read.
-fn settings(args: &Args) -> Result<(Settings, Hashes, usize)> {
+/// What the worker is to do, the hash lists, and what is wrong with either so far.
+fn settings(args: &Args) -> Result<(Settings, Hashes, Mistakes)> {
     let timeout = Duration::try_from(args.timeout).ok().filter(|timeout| *timeout >= TIMEOUT_MIN);
     let Some(timeout) = timeout else {
         bail!("--timeout must be at least {} seconds", TIMEOUT_MIN.as_secs())
@@ -186,14 +194,21 @@ fn settings(args: &Args) -> Result<(Settings, Hashes, usize)> {
         bail!("there are no rules: leave out --no-builtin-rules, or name some with --rules");
     }
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let bad_rules = found.errors.len() + hashes.complaints().count();
+    let mistakes = Mistakes { rules: found.errors.len() as u64, hashes: hashes.complaints().count() as u64 };
+    let fitting = pool::threads_max(args.max_size.0);
+    if let Some(asked) = args.threads.map(usize::from).filter(|asked| *asked > fitting) {
+        bail!(
+            "--threads {asked} does not go with --max-size {}: each thread holds a file of that size; use at most {fitting}",
+            args.max_size
+        );
+    }
     let settings = Settings {
-        threads: args.threads.unwrap_or(processors).clamp(1, THREADS_MAX),
+        threads: args.threads.map_or(processors, usize::from).clamp(1, THREADS_MAX),
         size_max_bytes: args.max_size.0,
         timeout,
         ..Settings::new(Launcher::own()?, found.into_set())
     };
-    Ok((settings, hashes, bad_rules))
+    Ok((settings, hashes, mistakes))
 }
 
 /// Made before anything is scanned; the tables lie where temporary files do.
@@ -206,9 +221,9 @@ fn lists(files: &[PathBuf]) -> Result<Hashes> {
     Ok(hashes)
 }
 
-fn prepare(args: &Args, stop: &Stop) -> Result<(Scan, Engine)> {
-    let (settings, hashes, bad_rules) = settings(args)?;
-    let totals = Totals { bad_rules, ..Default::default() };
+fn prepare(args: &Args, roots: &[PathBuf], stop: &Stop) -> Result<(Scan, Engine)> {
+    let (settings, hashes, mistakes) = settings(args)?;
+    let totals = Totals { mistakes, ..Default::default() };
     let rules_version = settings.rules.version().to_owned();
     let verdicts = verdicts(args, &hashes.version_with(&rules_version)).map(Arc::new);
     let cross = if args.cross_filesystems { Cross::Everything } else { Cross::Stay };
@@ -217,7 +232,7 @@ fn prepare(args: &Args, stop: &Stop) -> Result<(Scan, Engine)> {
     let mut progress = Progress::new()?;
     if !progress.is_hidden() {
         let free = Arc::new(Gate::new(stop.clone(), 0));
-        progress.expect(engine::count(args.paths.clone(), options.clone(), free));
+        progress.expect(engine::count(roots.to_vec(), options.clone(), free));
     }
     let (keeps, lists) = (verdicts.is_some(), hashes.wanted() != 0);
     let io_bytes_per_s = args.io.unwrap_or(0) * 1_000_000;
@@ -280,13 +295,10 @@ impl Scan {
         match output {
             Output::Loaded(loaded) => {
                 for problem in loaded.problems.iter().filter(|problem| problem.error) {
-                    self.totals.bad_rules += 1;
+                    self.totals.mistakes.rules += 1;
                     self.keeps = false;
-                    let message = escape::terminal(problem.message.as_bytes());
-                    self.say(&format!(
-                        "{}:{}: {message}; this file's rules are left out",
-                        problem.file, problem.line
-                    ));
+                    let sentence = escape::terminal(problem.sentence().as_bytes());
+                    self.say(&format!("{sentence}; this file's rules are left out"));
                 }
                 if loaded.rules == 0 && !self.lists {
                     bail!("there is not one usable rule: see `vidette-agent rules check`");
@@ -305,17 +317,30 @@ impl Scan {
     }
 
     fn done(&mut self, done: Done) -> Result<()> {
-        self.totals.files += 1;
-        if let Outcome::Scanned(scan) = &done.outcome {
-            self.totals.bytes += scan.scanned_bytes;
+        match &done.outcome {
+            _ if done.again => self.totals.told_again += 1,
+            Outcome::Scanned(scan) => {
+                self.totals.files += 1;
+                self.totals.bytes += scan.scanned_bytes;
+            }
+            Outcome::TimedOut(_) | Outcome::Died(_) | Outcome::NotScanned(_) => self.totals.files += 1,
         }
         let looked = Looked::new(done.file, done.outcome, &done.rules_version);
         match looked.verdict {
             Verdict::Clean => {}
-            Verdict::Matched => self.totals.matched += 1,
+            Verdict::Matched => {
+                self.totals.matched += 1;
+                // Why a match is not the whole story.
+                if !looked.detail.is_empty() {
+                    self.totals.in_part += 1;
+                    self.say(&format!("{}: {}", escape::terminal(&done.path), looked.detail));
+                }
+            }
             Verdict::TooLarge => {
                 self.totals.in_part += 1;
-                self.say(&format!("{}: {}", escape::terminal(&done.path), looked.detail));
+                if !self.json {
+                    self.say(&format!("{}: {}", escape::terminal(&done.path), looked.detail));
+                }
             }
             Verdict::TimedOut | Verdict::Failed | Verdict::NotScanned | Verdict::Unspecified => {
                 self.totals.failed += 1
@@ -348,9 +373,13 @@ impl Scan {
     fn show(&mut self, path: Vec<u8>, looked: &Looked) -> Result<()> {
         let what = What::Written(None, Trigger::Request, Vec::new());
         let item = Item { path, container_path: Vec::new(), deleted: false, what, at: Moment::now() };
-        let Some(event) = looked.detection(&self.host, &item) else { return Ok(()) };
+        let in_part = self.json && looked.verdict == Verdict::TooLarge;
+        let event = looked.detection(&self.host, &item);
+        let Some(event) = event.or_else(|| in_part.then(|| looked.told(&self.host, &item))) else {
+            return Ok(());
+        };
         let lines = if self.json {
-            let origin = ecs::Origin { id: None, received_unix_ns: None };
+            let origin = ecs::Origin::NONE;
             vec![ecs::line(&ecs::record(origin, &event))]
         } else {
             human(&item.path, looked)

@@ -3,12 +3,14 @@
 //!
 //! What is found goes to standard output, everything else to standard error.
 
+use super::scan::totals::{self, Mistakes};
 use crate::detection::memory::engine::{Engine, Meanwhile, Report};
 use crate::detection::memory::{self, BYTES_DEFAULT, BYTES_MAX, Budget, How, TIME_MAX, read};
 use crate::host::{Host, Moment};
 use crate::worker::pool::{Output, Pool, Settings};
 use anyhow::{Context as _, Result, bail};
 use indicatif::ProgressBar;
+use std::collections::HashSet;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -101,7 +103,9 @@ struct Totals {
     gone: u64,
     own: u64,
     empty: u64,
-    bad_rules: usize,
+    /// Asked for by number and not scanned, or not told.
+    vain: u64,
+    mistakes: Mistakes,
 }
 
 struct Scan {
@@ -115,11 +119,11 @@ struct Scan {
     count: usize,
 }
 
-/// Runs it, with what `scan` made of the command line: the settings of the pool, and how many errors the rules had.
+/// Runs it, with what `scan` made of the command line: the settings of the pool, and the mistakes in rules and lists.
 ///
 /// # Errors
 /// No usable rules, no worker, or nobody reads the output.
-pub fn run(processes: &Processes, json: bool, settings: Settings, bad_rules: usize) -> Result<ExitCode> {
+pub fn run(processes: &Processes, json: bool, settings: Settings, mistakes: Mistakes) -> Result<ExitCode> {
     let begin = Instant::now();
     let progress = super::scan::progress::bar()?;
     let budget = processes.budget()?;
@@ -129,19 +133,28 @@ pub fn run(processes: &Processes, json: bool, settings: Settings, bad_rules: usi
     let host = Host::read();
     let pool = Pool::new(Settings { size_max_bytes: read::BLOCK_BYTES_MAX, ..settings });
     let engine = Engine::new(pool, budget, &host.boot_id, Arc::new(AtomicBool::new(false)));
-    let pids = if processes.all_processes { memory::everybody() } else { processes.pid.clone() };
+    let mut pids = if processes.all_processes { memory::everybody() } else { processes.pid.clone() };
+    let mut seen = HashSet::new();
+    pids.retain(|pid| seen.insert(*pid));
     let mut scan = Scan {
         host,
         json,
         named: !processes.all_processes,
         engine,
-        totals: Totals { bad_rules, ..Default::default() },
+        totals: Totals { mistakes, ..Default::default() },
         progress,
         count: pids.len(),
     };
     scan.load_rules()?;
     for (number, pid) in pids.into_iter().enumerate() {
-        scan.one(number, pid)?;
+        match scan.one(number, pid) {
+            Ok(()) => {}
+            Err(error) if super::is_closed_pipe(&error) => {
+                scan.totals.vain += 1;
+                break;
+            }
+            Err(error) => return Err(error),
+        }
     }
     scan.progress.finish_and_clear();
     scan.totals.print(begin.elapsed());
@@ -167,10 +180,9 @@ impl Scan {
         match output {
             Output::Loaded(loaded) => {
                 for problem in loaded.problems.iter().filter(|problem| problem.error) {
-                    self.totals.bad_rules += 1;
-                    let message = escape::terminal(problem.message.as_bytes());
-                    let (file, line) = (escape::terminal(problem.file.as_bytes()), problem.line);
-                    self.say(&format!("{file}:{line}: {message}; this file's rules are left out"));
+                    self.totals.mistakes.rules += 1;
+                    let sentence = escape::terminal(problem.sentence().as_bytes());
+                    self.say(&format!("{sentence}; this file's rules are left out"));
                 }
                 if loaded.rules == 0 {
                     bail!("there is not one usable rule: see `vidette-agent rules check`");
@@ -229,12 +241,12 @@ impl Scan {
         totals.failed += u64::from(unknown || report.unscanned.is_some());
     }
 
-    fn show(&self, report: &Report) -> Result<()> {
+    fn show(&mut self, report: &Report) -> Result<()> {
         let now = Moment::now();
         let mut events = report.events(&self.host, Trigger::Request, now);
         let lines: Vec<String> = if self.json {
             events.extend(report.failure(&self.host, Trigger::Request, now));
-            let origin = ecs::Origin { id: None, received_unix_ns: None };
+            let origin = ecs::Origin::NONE;
             events.iter().map(|event| ecs::line(&ecs::record(origin, event))).collect()
         } else {
             if let Some(why) = report.incomplete() {
@@ -246,6 +258,7 @@ impl Scan {
             && let Some(why) = passed_over(&report.how)
         {
             self.say(&format!("{}: {why}", who(&report.process)));
+            self.totals.vain += 1;
         }
         self.progress
             .suspend(|| {
@@ -312,7 +325,7 @@ impl Totals {
         eprintln!(
             "{processes} processes, {mib:.1} MiB of memory scanned in {seconds:.1} s: {matched} matched"
         );
-        for (count, what) in [
+        totals::print_counts(&[
             (self.in_part, "scanned only in part: see --memory-max and --memory-time"),
             (self.failed, "not scanned, or not whole, because it failed or took too long"),
             (self.denied, "not scanned, because their memory may not be read"),
@@ -320,24 +333,15 @@ impl Totals {
             (self.gone, "gone: they ended or ran another program meanwhile"),
             (self.own, "skipped: Vidette's own"),
             (self.empty, "skipped: kernel threads and ended processes"),
-        ] {
-            if count > 0 {
-                eprintln!("  {count} {what}");
-            }
-        }
-        if self.bad_rules > 0 {
-            eprintln!("  {} errors in rules", self.bad_rules);
-        }
+        ]);
+        totals::print_counts(&self.mistakes.counts());
     }
 
     /// Only clean means clean. Who is gone can't be scanned by anybody.
     fn exit_code(&self) -> ExitCode {
-        let incomplete = self.in_part + self.failed + self.denied + self.absent + self.bad_rules as u64;
-        match (self.matched, incomplete) {
-            (1.., _) => ExitCode::from(1),
-            (0, 1..) => ExitCode::from(2),
-            (0, 0) => ExitCode::SUCCESS,
-        }
+        let incomplete =
+            self.in_part + self.failed + self.denied + self.absent + self.vain + self.mistakes.sum();
+        totals::exit_code(self.matched, incomplete)
     }
 }
 
@@ -364,6 +368,7 @@ mod tests {
         for totals in [
             Totals { denied: 1, ..Default::default() },
             Totals { absent: 1, ..Default::default() },
+            Totals { own: 1, vain: 1, ..Default::default() },
             Totals { in_part: 1, ..Default::default() },
         ] {
             assert_eq!(code(totals), expect(2));

@@ -68,6 +68,9 @@ fn table(report: &Report) -> String {
     for error in &report.hashes.errors {
         row("in hash lists", error.clone());
     }
+    if !report.scan_time.is_empty() {
+        row("scan time", report.scan_time.clone());
+    }
     if report.poisoned > 0 {
         row("not scanned again", format!("{} files that killed the scanner", report.poisoned));
         for file in &report.poisoned_files {
@@ -78,6 +81,12 @@ fn table(report: &Report) -> String {
     row("collector", join(&report.transport, &report.transport_detail));
     if report.certificate_expires_unix_s != 0 {
         row("certificate until", time(report.certificate_expires_unix_s));
+    }
+    if !report.renewal_error.is_empty() {
+        row("not renewed", report.renewal_error.clone());
+    }
+    if !report.clock.is_empty() {
+        row("clock", report.clock.clone());
     }
     row(
         "outbox",
@@ -157,6 +166,6 @@ fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
-fn time(unix_s: i64) -> String {
+pub(super) fn time(unix_s: i64) -> String {
     jiff::Timestamp::from_second(unix_s).map_or_else(|_| unix_s.to_string(), |time| time.to_string())
 }

@@ -47,22 +47,22 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         builtin_rules: !args.no_builtin_rules,
         rules: args.rules.clone(),
     };
-    pipeline::watch(&watch, &stop, |event| {
+    let watched = pipeline::watch(&watch, &stop, |event| {
         if args.alerts && matches!(event.kind, Some(Kind::File(_) | Kind::Process(_)))
             || !concerns(&paths, event)
         {
             return Ok(());
         }
-        let text = if args.json {
-            ecs::line(&ecs::record(Origin { id: None, received_unix_ns: None }, event))
-        } else {
-            ecs::human(event)
-        };
+        let text = if args.json { ecs::line(&ecs::record(Origin::NONE, event)) } else { ecs::human(event) };
         let mut out = std::io::stdout().lock();
         writeln!(out, "{text}")?;
         Ok(out.flush()?)
-    })?;
-    Ok(ExitCode::SUCCESS)
+    });
+    match watched {
+        // It would go on for ever: who has read enough ends it so.
+        Err(error) if super::is_closed_pipe(&error) => Ok(ExitCode::SUCCESS),
+        watched => watched.map(|()| ExitCode::SUCCESS),
+    }
 }
 
 /// The real path, so that what the kernel reports can be compared with it.

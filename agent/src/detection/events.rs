@@ -7,6 +7,7 @@
 use super::hashes::Summary;
 use crate::host::{Host, Moment};
 use crate::worker::{Outcome, Scan, clip};
+use vidette_protocol::escape;
 use vidette_protocol::limits::{PATH_BYTES_MAX, TEXT_BYTES_MAX};
 use vidette_protocol::wire::{self, Severity, Trigger, Verdict, event::Kind};
 
@@ -96,10 +97,13 @@ impl Looked {
     }
 
     fn take(&mut self, scan: Scan) {
-        self.file.blake3 = scan.blake3.map(|digest| digest.to_vec()).unwrap_or_default();
-        self.file.sha256 = scan.sha256.map(|digest| digest.to_vec()).unwrap_or_default();
-        self.file.sha1 = scan.sha1.map(|digest| digest.to_vec()).unwrap_or_default();
-        self.file.md5 = scan.md5.map(|digest| digest.to_vec()).unwrap_or_default();
+        // Of a part they would be taken for the file's.
+        if scan.whole {
+            self.file.blake3 = scan.blake3.map(|digest| digest.to_vec()).unwrap_or_default();
+            self.file.sha256 = scan.sha256.map(|digest| digest.to_vec()).unwrap_or_default();
+            self.file.sha1 = scan.sha1.map(|digest| digest.to_vec()).unwrap_or_default();
+            self.file.md5 = scan.md5.map(|digest| digest.to_vec()).unwrap_or_default();
+        }
         (self.verdict, self.rules, self.detail, self.scan_us) =
             (scan.verdict, scan.rules, scan.detail, scan.scan_us);
     }
@@ -126,6 +130,12 @@ impl Looked {
             Verdict::Matched | Verdict::TimedOut | Verdict::Failed => {}
             Verdict::Clean | Verdict::TooLarge | Verdict::NotScanned | Verdict::Unspecified => return None,
         }
+        Some(self.told(host, item))
+    }
+
+    /// The verdict as a detection, whatever it is.
+    #[must_use]
+    pub fn told(&self, host: &Host, item: &Item) -> wire::Event {
         let (process, trigger) = match &item.what {
             What::Written(process, trigger, _) => (process.clone(), *trigger),
             What::Run(process, _) => (Some(process.clone()), Trigger::Exec),
@@ -141,7 +151,7 @@ impl Looked {
             scan_us: self.scan_us,
             memory: None,
         };
-        Some(host.event(item.at, self.severity(), Kind::Detection(detection)))
+        host.event(item.at, self.severity(), Kind::Detection(detection))
     }
 
     /// The observation itself, with its verdict.
@@ -274,6 +284,32 @@ pub fn own_health(host: &Host, component: &str, state: wire::HealthState, messag
     health(host, told, Moment::now())
 }
 
+/// Somebody else opened a file that is the agent's alone: its key, or what it trusts.
+#[must_use]
+pub fn guarded_opened(
+    host: &Host,
+    path: &[u8],
+    process: Option<wire::Process>,
+    untold: u64,
+    at: Moment,
+) -> wire::Event {
+    let mut detail = format!("{} was opened", escape::terminal(path));
+    if process.is_none() {
+        detail += "; by whom is not known";
+    }
+    if untold > 0 {
+        detail += &format!("; the same program opened such files {untold} times before, since that was told");
+    }
+    detail += "; whoever has the key can be this agent: unless it was you, revoke it on the collector and join again";
+    let audit = wire::Audit {
+        action: "identity-read".to_owned(),
+        outcome: "success".to_owned(),
+        detail: clip(&detail, TEXT_BYTES_MAX),
+        process,
+    };
+    host.event(at, Severity::High, Kind::Audit(audit))
+}
+
 /// A rescan that ended: what it was for, what it looked at, what it found.
 #[must_use]
 pub fn rescanned(host: &Host, whole: bool, detail: &str) -> wire::Event {
@@ -281,6 +317,7 @@ pub fn rescanned(host: &Host, whole: bool, detail: &str) -> wire::Event {
         action: "rescanned".to_owned(),
         outcome: if whole { "success" } else { "failure" }.to_owned(),
         detail: clip(detail, TEXT_BYTES_MAX),
+        process: None,
     };
     host.event(Moment::now(), Severity::Info, Kind::Audit(audit))
 }
@@ -292,6 +329,7 @@ pub fn swept(host: &Host, action: &str, good: bool, detail: &str) -> wire::Event
         action: action.to_owned(),
         outcome: if good { "success" } else { "failure" }.to_owned(),
         detail: clip(detail, TEXT_BYTES_MAX),
+        process: None,
     };
     host.event(Moment::now(), Severity::Info, Kind::Audit(audit))
 }
@@ -303,6 +341,7 @@ pub fn rules_loaded(host: &Host, version: &str, rules: u32, errors: usize) -> wi
         action: "rules-loaded".to_owned(),
         outcome: if errors == 0 { "success" } else { "failure" }.to_owned(),
         detail: format!("version {version}: {rules} rules, {errors} errors"),
+        process: None,
     };
     host.event(Moment::now(), Severity::Info, Kind::Audit(audit))
 }
@@ -320,6 +359,7 @@ pub fn hashes_loaded(host: &Host, lists: &Summary) -> wire::Event {
             lists.lists,
             lists.errors.len()
         ),
+        process: None,
     };
     host.event(Moment::now(), Severity::Info, Kind::Audit(audit))
 }
@@ -359,6 +399,8 @@ mod tests {
                 scan_us: 9,
                 scanned_bytes: 1,
                 stable: true,
+                lasting: true,
+                of_the_day: false,
             })
         };
         let cases = [

@@ -11,6 +11,8 @@
 //! told as a gap and looked at again; telemetry that can't be sent is counted and told. It waits for the outbox
 //! only when too many alerts do.
 
+/// Files, and those in folders, that a configuration names.
+pub mod folders;
 /// Where rules come from.
 pub mod rules;
 /// Digests that are known to be bad, beside the rules.
@@ -128,6 +130,8 @@ pub struct Snapshot {
     pub rule_errors: Vec<String>,
     /// The hash lists in use.
     pub hashes: hashes::Summary,
+    /// Why scans take too long; empty while they do not.
+    pub scan_time: String,
     /// Files that killed the worker and are not tried again.
     pub poisoned: usize,
 }

@@ -30,6 +30,8 @@ pub const FOLDERS_OPEN_MAX: usize = 64;
 pub const FOLDERS_MAX: usize = 1024;
 /// The least pause between two runs.
 pub const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// The same after one that lacked descriptors or memory.
+pub const MEANS_PAUSE: Duration = Duration::from_secs(5);
 /// The least pause between two looks at hot folders.
 pub const HOT_PAUSE_MIN: Duration = Duration::from_millis(250);
 /// Reasons that one run names.
@@ -99,7 +101,7 @@ pub struct Report {
     pub hot_files: u64,
     /// Files handed to detection from there.
     pub hot_changed: u64,
-    /// It saw everything; else it was stopped.
+    /// It saw everything; else it was stopped, or lacked descriptors or memory and looks again.
     pub whole: bool,
 }
 
@@ -417,6 +419,7 @@ impl Thread {
                     Some(descriptor) => walk.open(descriptor, &folder.path, &mut || {}),
                     None => walk.path(&folder.path, true, &mut || {}),
                 };
+                self.owe_again(&run, vec![folder.reason], folder.since_unix_ns);
                 let shown = folder.path.get(..SHOWN_BYTES_MAX).unwrap_or(&folder.path);
                 self.ended(&run, escape::terminal(shown), folder.since_unix_ns, from, walked);
             }
@@ -425,9 +428,18 @@ impl Thread {
                 let from = Moment::now();
                 let walked = self.everywhere(wish.since_unix_ns, &run.figures);
                 self.whole.ended(run.began.elapsed(), Instant::now());
+                self.owe_again(&run, wish.reasons, wish.since_unix_ns);
                 self.ended(&run, String::new(), wish.since_unix_ns, from, walked);
                 (self.hot_figures, self.hot_folders) = Default::default();
             }
+        }
+    }
+
+    /// What could not be opened for want of descriptors or memory is looked at again, everything with it, after a pause.
+    fn owe_again(&mut self, run: &Run, reasons: Vec<&'static str>, since_unix_ns: i64) {
+        if run.lacked_means() {
+            self.whole.ended(run.began.elapsed().max(MEANS_PAUSE), Instant::now());
+            self.desk.wish(Wish { reasons, since_unix_ns, hot: Vec::new() });
         }
     }
 
@@ -494,13 +506,12 @@ impl Thread {
             hot_folders: if folder_alone { 0 } else { self.hot_folders },
             hot_files: if folder_alone { 0 } else { count(&self.hot_figures.files) },
             hot_changed: if folder_alone { 0 } else { count(&self.hot_figures.changed) },
-            whole: walked == Walked::Whole,
+            whole: walked == Walked::Whole && !run.lacked_means(),
         };
-        let whole = report.whole;
         let _ = self.out.send(Told::Done(Box::new(report))); // detection takes until this thread has ended
         let mut state = self.desk.lock();
         state.running = None;
-        state.cut_short |= !whole;
+        state.cut_short |= walked == Walked::CutShort;
         state.runs += 1;
     }
 }
@@ -508,6 +519,10 @@ impl Thread {
 impl Run {
     fn new(reason: String) -> Self {
         Self { reason, began: Instant::now(), figures: Arc::default() }
+    }
+
+    fn lacked_means(&self) -> bool {
+        self.figures.without_means.load(Ordering::Relaxed) > 0
     }
 }
 

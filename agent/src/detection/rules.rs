@@ -1,19 +1,20 @@
 //! Where rules come from: those built in, and files and folders of the configuration. Read here as bytes, compiled
 //! only in the worker.
 
+use super::folders::{self, Wanted, name};
 use crate::worker::{RULE_FILES_MAX, RULES_BYTES_MAX, RuleSet};
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use vidette_protocol::escape;
 
 pub use crate::worker::Source;
 
 /// Rules that ship, as `build.rs` found them: name and source.
 const BUILTIN: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/builtin_rules.rs"));
-/// Folders in folders.
-const DEPTH_MAX: usize = 8;
+/// What of a folder is a rule file.
+const WANTED: Wanted =
+    Wanted { endings: &["yar", "yara"], entries_max: RULE_FILES_MAX, folder: "rules folder" };
 /// Before the name of a rule file that is built in.
 const BUILTIN_PREFIX: &str = "builtin:";
 
@@ -56,12 +57,8 @@ impl RuleSources {
         }
         let mut bytes_left = RULES_BYTES_MAX
             - found.sources.iter().map(|source| source.text.len()).sum::<usize>().min(RULES_BYTES_MAX);
-        let mut paths: Vec<PathBuf> =
-            self.files.iter().flat_map(|path| expand(path, &mut found.errors)).collect();
         // One that is named twice would clash with itself.
-        let mut seen = std::collections::HashSet::new();
-        paths.retain(|path| seen.insert(path.clone()));
-        for path in paths {
+        for path in folders::expand(&self.files, WANTED, &mut found.errors) {
             if found.sources.len() >= RULE_FILES_MAX {
                 found
                     .errors
@@ -80,48 +77,19 @@ impl RuleSources {
     }
 }
 
-fn name(path: &Path) -> String {
-    escape::terminal(path.as_os_str().as_encoded_bytes())
-}
-
-/// The file itself, or the rule files of a folder. Symbolic links are followed only where the path was configured.
-fn expand(path: &Path, errors: &mut Vec<String>) -> Vec<PathBuf> {
-    if !path.is_dir() {
-        return vec![path.to_owned()];
-    }
-    let (mut files, mut folders) = (Vec::new(), vec![(path.to_owned(), 0)]);
-    while let Some((folder, depth)) = folders.pop() {
-        let entries = match std::fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(error) => {
-                errors.push(format!("could not read the rules folder {}: {error}", name(&folder)));
-                continue;
-            }
-        };
-        for entry in entries.flatten().take(RULE_FILES_MAX) {
-            let Ok(kind) = entry.file_type() else { continue };
-            let path = entry.path();
-            if kind.is_dir() && depth < DEPTH_MAX {
-                folders.push((path, depth + 1));
-            } else if kind.is_file() && path.extension().is_some_and(|end| end == "yar" || end == "yara") {
-                files.push(path);
-            }
-        }
-    }
-    files.sort();
-    files
-}
-
 fn read(path: &Path, bytes_max: usize) -> Result<Vec<u8>, String> {
     let failed = |error: std::io::Error| format!("could not read the rule file {}: {error}", name(path));
     // Not blocking, for a FIFO; a link is what the operator named.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file: File =
         rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))?.into();
-    if !file.metadata().map_err(failed)?.is_file() {
+    let data = file.metadata().map_err(failed)?;
+    if !data.is_file() {
         return Err(format!("the rule file {} is not a regular file", name(path)));
     }
-    let mut text = Vec::new();
+    // At once, not in growing steps: there may be thousands of them.
+    let size = usize::try_from(data.len()).unwrap_or(usize::MAX).min(bytes_max);
+    let mut text = Vec::with_capacity(size + 1);
     file.take(bytes_max as u64 + 1).read_to_end(&mut text).map_err(failed)?;
     if text.len() > bytes_max {
         return Err(format!(

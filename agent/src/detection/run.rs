@@ -13,13 +13,13 @@ use super::rescan::{Folder, Rescans, Told, Wish};
 use super::rules::RuleSources;
 use super::slow::Slow;
 use super::sweep::schedule::{Against, QUEUE_HOLD, Sweeps};
-use super::verdicts::{Known, Verdicts};
+use super::verdicts::{By, Known, Verdicts};
 use super::{Config, Reload, Snapshot, lock};
 use crate::host::{Host, Moment};
 use crate::sensors::{Observation, OpenFile};
 use crate::sys::filesystem::{self, Word};
 use crate::telemetry::Counters;
-use crate::worker::messages::{Loaded, Ready};
+use crate::worker::messages::{Loaded, Problem, Ready};
 use crate::worker::poison::FileKey;
 use crate::worker::pool::{Done, Output, Pool, Settings};
 use crate::worker::{Outcome, Scan};
@@ -116,6 +116,7 @@ impl Stage {
             timeout: config.scan_timeout,
             poison: config.poison,
             batch: BATCH,
+            clean: self.verdicts.table(),
             ..Settings::new(config.launcher, found.into_set())
         });
         // A file of the user's that kills the compiler must not cost the rules that ship.
@@ -172,6 +173,7 @@ impl Running {
     fn go(&mut self, mut input: Receiver<Observation>, mut reloads: Receiver<Reload>) {
         let (mut open, mut rescans_open, mut sweep_open) = (true, true, true);
         loop {
+            self.counters.progress.detection.works();
             self.work();
             let empty = self.queue.is_empty() && self.in_flight.is_empty();
             if self.out.is_closed() || (!open && !rescans_open && !sweep_open && empty) {
@@ -181,6 +183,7 @@ impl Running {
             let (out, told) = (self.out.sender(), self.told(rescans_open));
             let made = self.hashes.made().clone();
             let swept = if sweep_open { self.sweep.told().clone() } else { never() };
+            self.counters.progress.detection.waits();
             select! {
                 recv(input) -> observation => match observation {
                     Ok(observation) => {
@@ -333,6 +336,10 @@ impl Running {
                     self.emit_gap(gap, at);
                 }
             }
+            Observation::GuardedOpened { path, process, untold, at } => {
+                let event = events::guarded_opened(&self.host, &path, process, untold, at);
+                self.emit(event);
+            }
             Observation::Health { health, at } => {
                 let event = events::health(&self.host, health, at);
                 self.emit(event);
@@ -452,7 +459,7 @@ impl Running {
         let version = self.hashes.current().version_with(&rules_version);
         if trusted
             && ask
-            && let Some(known) = self.verdicts.get(&key, &version, began_ns)
+            && let Some(known) = self.verdicts.get(&key, self.by(&version), began_ns)
         {
             self.counters.detection_cached.one();
             return self.conclude(next.items, file, recalled(known), &rules_version, Fate::Looked);
@@ -462,6 +469,10 @@ impl Running {
         self.in_flight.insert(self.last_id, flight);
         let outputs = self.pool.submit(self.last_id, next.file, now);
         self.settle(outputs);
+    }
+
+    fn by<'a>(&self, rules_version: &'a str) -> By<'a> {
+        By { rules_version, size_max_bytes: self.pool.size_max_bytes() }
     }
 
     fn settle(&mut self, outputs: Vec<Output>) {
@@ -512,10 +523,14 @@ impl Running {
         let version = self.hashes.current().version_with(&done.rules_version);
         if let Outcome::Scanned(scan) = &done.outcome {
             self.counters.detection_scanned.one();
-            if let Ok(after) = rustix::fs::fstat(&done.file) {
-                let after = FileKey::of(&after);
+            if let Ok(stat) = rustix::fs::fstat(&done.file) {
+                let after = FileKey::of(&stat);
+                if after != flight.key && flight.items.iter().all(|item| is_swept(&item.what)) {
+                    // Met while it was written: by this state its writer's close is known as the same.
+                    flight.file = events::file(&stat);
+                }
                 if flight.trusted {
-                    self.verdicts.put(&flight.key, &after, flight.began_ns, &version, scan);
+                    self.verdicts.put(&flight.key, &after, flight.began_ns, self.by(&version), scan);
                 }
                 if scan.stable {
                     self.concluded.put(&flight.key, &after, flight.began_ns, &version);
@@ -544,6 +559,7 @@ impl Running {
         };
         if let Some((state, message)) = self.slow.scanned(&done.rules_version, timed_out) {
             self.tell_health("scan-time", state, &message);
+            lock(&self.shared).scan_time = if state == HealthState::Ok { String::new() } else { message };
         }
     }
 
@@ -589,9 +605,7 @@ impl Running {
         }
         self.announced = Some(loaded.version.clone());
         self.tell_others();
-        let problems = loaded.problems.iter().filter(|problem| problem.error).map(|problem| {
-            format!("{}:{}:{}: {}", problem.file, problem.line, problem.column, problem.message)
-        });
+        let problems = loaded.problems.iter().filter(|problem| problem.error).map(Problem::sentence);
         let errors: Vec<String> = self.source_errors.iter().cloned().chain(problems).collect();
         let event = events::rules_loaded(&self.host, &loaded.version, loaded.rules, errors.len());
         self.emit(event);
@@ -611,7 +625,8 @@ impl Running {
         let Some(taken) = self.hashes.take(made) else { return };
         let refused = taken.err().map(str::to_owned);
         let lists = self.hashes.summary();
-        self.pool.want_digests(self.hashes.current().wanted());
+        let current = self.hashes.current();
+        self.pool.want_digests(current.wanted(), current.version());
         let event = events::hashes_loaded(&self.host, &lists);
         self.emit(event);
         let behind = self.hashes_behind_since_ns.take();
@@ -666,6 +681,10 @@ fn may_be_cached(item: &Item) -> bool {
     }
 }
 
+fn is_swept(what: &What) -> bool {
+    matches!(what, What::Written(_, Trigger::Sweep, _))
+}
+
 fn recalled(known: Known) -> Outcome {
     Outcome::Scanned(match known {
         Known::Clean(digest) => Scan {
@@ -680,7 +699,9 @@ fn recalled(known: Known) -> Outcome {
             scan_us: 0,
             scanned_bytes: 0,
             stable: true,
+            lasting: true,
+            of_the_day: false,
         },
-        Known::Matched(scan) => Scan { scan_us: 0, ..(*scan).clone() },
+        Known::Told(scan) => Scan { scan_us: 0, ..(*scan).clone() },
     })
 }

@@ -1,25 +1,25 @@
-//! Verdicts that still hold: what a file's state says of it -> digest; digest and rules -> clean.
+//! Verdicts that still hold: what a file's state says of it -> digest; digest and rules -> clean; or what was told of it.
 //!
-//! Clean verdicts of whole files live in a table on disk (`table`), so that they survive a restart; what matched is
-//! kept in memory alone, and scanned again after one. A state is trusted only when it was old already while the file
+//! They live in a table on disk (`worker::clean`), so that they survive a restart: clean verdicts of whole files, and all that was
+//! told of files that matched or were scanned in part, to be told again alike. What is told too long for the table is
+//! kept in memory, and scanned again after a restart. A state is trusted only when it was old already while the file
 //! was read: a file can change and keep its times within the granularity of the file system's clock, and through a
 //! shared mapping until the kernel has written its dirty pages back (30 s and 5 s by default, admin-guide/sysctl/vm:
 //! dirty_expire_centisecs, dirty_writeback_centisecs); the next write then changes the times. A close-write
-//! says that content may be new whatever the times say: its file is forgotten, and never looked up.
+//! says that content may be new whatever the times say: its file is forgotten, and never looked up. Where a rule asks for
+//! the time, a verdict holds for the day (UTC) that it was made on.
 //!
 //! Files on file systems that somebody answers for (FUSE, network) are for the caller to keep away:
 //! `sys::filesystem::Word`. Used from several threads; two processes may use one file.
 
-/// Fixed-size entries in a file, found by a keyed fingerprint.
-pub mod table;
-
 use super::lru::Lru;
 use crate::worker::Scan;
+use crate::worker::clean::recent::Recent;
+use crate::worker::clean::{Entry, Layout, NAME_BYTES, Region, Table, of_the_day, version_of};
 use crate::worker::poison::FileKey;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use table::{Entry, Layout, Region, Table};
 use vidette_protocol::wire::Verdict;
 
 /// Its name in the state folder.
@@ -28,7 +28,7 @@ pub const NAME: &str = "verdicts.cache";
 pub const FILES_DEFAULT: u64 = 1_000_000;
 /// What a configuration may set.
 pub const FILES_RANGE: std::ops::RangeInclusive<u64> = 1_000..=100_000_000;
-/// Files that are known to match; each with its matches, up to 96 KiB.
+/// Files of which more was told than the table takes, or for which there is none; each up to 96 KiB.
 pub const MATCHED_MAX: usize = 128;
 /// Times younger than this are not trusted for a clean verdict. Nanoseconds.
 pub const YOUNG_NS: i64 = 60_000_000_000;
@@ -50,12 +50,31 @@ impl Default for Place {
     }
 }
 
+/// What a verdict is by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct By<'a> {
+    /// Version of rules and lists.
+    pub rules_version: &'a str,
+    /// Above it only head and tail of a file are scanned, so that another number may find other matches. Bytes.
+    pub size_max_bytes: u64,
+}
+
+impl By<'_> {
+    /// For what is told, which may be of a part.
+    fn version(&self) -> [u8; 8] {
+        version_of(&format!("{} told, of {} bytes", self.rules_version, self.size_max_bytes))
+    }
+}
+
+/// What is not on disk: by which rules, and what was told.
+type InMemory = Lru<FileKey, ([u8; 8], Arc<Scan>)>;
+
 /// The cache.
 #[derive(Debug)]
 pub struct Verdicts {
     /// None: there is no disk for it, and every file is new.
-    table: Option<Table>,
-    matched: Mutex<Lru<FileKey, (String, Arc<Scan>)>>,
+    table: Option<Arc<Table>>,
+    matched: Mutex<InMemory>,
 }
 
 /// A verdict and the digest it is for.
@@ -63,8 +82,29 @@ pub struct Verdicts {
 pub enum Known {
     /// Clean.
     Clean([u8; 32]),
-    /// Matched, with everything.
-    Matched(Arc<Scan>),
+    /// Matched, or scanned in part, with everything.
+    Told(Arc<Scan>),
+}
+
+/// Asks for many files, those of a folder one after the other. For one thread.
+#[derive(Debug)]
+pub struct Asking {
+    table: Arc<Table>,
+    version: [u8; 8],
+    recent: Recent,
+}
+
+impl Asking {
+    /// As [`Verdicts::known_clean`].
+    #[must_use]
+    pub fn known_clean(&mut self, key: &FileKey, now_ns: i64) -> Option<[u8; 32]> {
+        if !is_settled(key, now_ns, YOUNG_NS) {
+            return None;
+        }
+        let name = bytes_of(key);
+        let entry = self.table.get_near(&mut self.recent, &name)?;
+        still_clean(&self.table, &name, entry, self.version, now_ns)
+    }
 }
 
 impl Verdicts {
@@ -80,7 +120,7 @@ impl Verdicts {
     /// There is no place for it. Work goes on with [`Self::in_memory`].
     pub fn open(path: &Path, files_max: u64) -> io::Result<Self> {
         let table = Table::open(path, Layout::for_files(files_max.clamp(1, *FILES_RANGE.end())))?;
-        Ok(Self { table: Some(table), ..Self::in_memory() })
+        Ok(Self { table: Some(Arc::new(table)), ..Self::in_memory() })
     }
 
     /// At its place; in memory, with a warning, where there is no room.
@@ -97,80 +137,102 @@ impl Verdicts {
         })
     }
 
-    /// The digest of a file that is clean by these rules, by the clock `now_ns` (Unix nanoseconds). One read of 512
-    /// bytes, mostly.
+    /// The digest of a file that is clean by these rules, by the clock `now_ns` (Unix nanoseconds). One read,
+    /// mostly.
     #[must_use]
     pub fn known_clean(&self, key: &FileKey, rules_version: &str, now_ns: i64) -> Option<[u8; 32]> {
         if !is_settled(key, now_ns, YOUNG_NS) {
             return None;
         }
         let table = self.table.as_ref()?;
-        let (name, version) = (bytes_of(key), version_of(rules_version));
+        let name = bytes_of(key);
         let entry = table.get(Region::Files, &name)?;
-        if entry.version == version {
-            return Some(entry.digest);
-        }
-        // Other rules said so of this file, and these rules of its content under another name.
-        let clean = table.get(Region::Digests, &entry.digest)?;
-        (clean.version == version).then(|| {
-            table.put(Region::Files, &name, &Entry { version, ..entry }, now_ns);
-            entry.digest
-        })
+        still_clean(table, &name, entry, version_of(rules_version), now_ns)
     }
 
-    /// The digest of a file in this state, whatever the rules.
+    /// For a walk that asks by these rules; `None` when there is nothing to ask.
     #[must_use]
-    pub fn digest(&self, key: &FileKey, now_ns: i64) -> Option<[u8; 32]> {
-        let table = self.table.as_ref().filter(|_| is_settled(key, now_ns, YOUNG_NS))?;
-        table.get(Region::Files, &bytes_of(key)).map(|entry| entry.digest)
+    pub fn asking(&self, rules_version: &str) -> Option<Asking> {
+        let table = self.table.clone()?;
+        Some(Asking { table, version: version_of(rules_version), recent: Recent::default() })
     }
 
-    /// Whether this content is clean by these rules.
+    /// For scanners, which look for digests.
     #[must_use]
-    pub fn digest_known_clean(&self, digest: &[u8; 32], rules_version: &str) -> bool {
-        let entry = self.table.as_ref().and_then(|table| table.get(Region::Digests, digest));
-        entry.is_some_and(|entry| entry.version == version_of(rules_version))
+    pub fn table(&self) -> Option<Arc<Table>> {
+        self.table.clone()
     }
 
-    /// What is known of a file: clean or matched.
+    /// What is known of a file: clean, or what was told of it.
     #[must_use]
-    pub fn get(&self, key: &FileKey, rules_version: &str, now_ns: i64) -> Option<Known> {
-        if let Some(digest) = self.known_clean(key, rules_version, now_ns) {
+    pub fn get(&self, key: &FileKey, by: By<'_>, now_ns: i64) -> Option<Known> {
+        if let Some(digest) = self.known_clean(key, by.rules_version, now_ns) {
             return Some(Known::Clean(digest));
         }
+        self.told(key, by, now_ns).map(Known::Told)
+    }
+
+    /// What was told of a file that matched or was scanned in part.
+    #[must_use]
+    pub fn told(&self, key: &FileKey, by: By<'_>, now_ns: i64) -> Option<Arc<Scan>> {
         if !is_settled(key, now_ns, YOUNG_MATCHED_NS) {
             return None;
         }
-        let mut matched = self.matched();
-        let (version, scan) = matched.get(key)?;
-        (version == rules_version).then(|| Known::Matched(scan.clone()))
+        let version = by.version();
+        let versions = [version, of_the_day(version, now_ns)];
+        let in_memory =
+            self.matched().get(key).filter(|kept| versions.contains(&kept.0)).map(|kept| kept.1.clone());
+        let on_disk = || {
+            let (table, name) = (self.table.as_ref()?, bytes_of(key));
+            versions.into_iter().find_map(|version| table.told(&name, version)).map(Arc::new)
+        };
+        let scan = in_memory.or_else(on_disk)?;
+        is_settled(key, now_ns, young_ns(scan.verdict)?).then_some(scan)
     }
 
     /// Keeps what a scan said, when it may: `before` and `after` are of the descriptor, `began_ns` is when the scan was
     /// asked for. The caller vouches for the file system.
-    pub fn put(&self, before: &FileKey, after: &FileKey, began_ns: i64, rules_version: &str, scan: &Scan) {
-        let whole = scan.detail.is_empty() && scan.scanned_bytes == before.size;
-        if !(before == after && scan.stable && whole) {
+    pub fn put(&self, before: &FileKey, after: &FileKey, began_ns: i64, by: By<'_>, scan: &Scan) {
+        let settled = young_ns(scan.verdict).is_some_and(|young_ns| is_settled(before, began_ns, young_ns));
+        if !(before == after && scan.stable && scan.lasting && settled) {
             return;
         }
-        let Some(digest) = scan.blake3 else { return };
-        match scan.verdict {
-            Verdict::Clean if is_settled(before, began_ns, YOUNG_NS) => {
+        let whole = scan.detail.is_empty() && scan.scanned_bytes == before.size;
+        let in_part = !scan.detail.is_empty() && scan.scanned_bytes < before.size;
+        match (scan.verdict, scan.blake3) {
+            (Verdict::Clean, Some(digest)) if whole => {
                 let Some(table) = &self.table else { return };
-                let entry = Entry { digest, version: version_of(rules_version) };
+                let entry = Entry { digest, version: dated(version_of(by.rules_version), scan, began_ns) };
                 table.put(Region::Files, &bytes_of(before), &entry, began_ns);
-                table.put(Region::Digests, &digest, &entry, began_ns);
+                // Scanners look there, and know of no days.
+                if !scan.of_the_day {
+                    table.put(Region::Digests, &digest, &entry, began_ns);
+                }
             }
-            Verdict::Matched if is_settled(before, began_ns, YOUNG_MATCHED_NS) => {
-                self.matched().insert(*before, (rules_version.to_owned(), Arc::new(scan.clone())));
-            }
-            Verdict::Clean
-            | Verdict::Matched
-            | Verdict::TooLarge
-            | Verdict::TimedOut
-            | Verdict::Failed
-            | Verdict::NotScanned
-            | Verdict::Unspecified => {}
+            (Verdict::Matched, Some(_)) if whole || in_part => self.tell(before, began_ns, by, scan),
+            (Verdict::TooLarge, _) if in_part => self.tell(before, began_ns, by, scan),
+            (
+                Verdict::Clean
+                | Verdict::Matched
+                | Verdict::TooLarge
+                | Verdict::TimedOut
+                | Verdict::Failed
+                | Verdict::NotScanned
+                | Verdict::Unspecified,
+                _,
+            ) => {}
+        }
+    }
+
+    /// On disk; in memory where that does not do, so that there is one of both.
+    fn tell(&self, key: &FileKey, began_ns: i64, by: By<'_>, scan: &Scan) {
+        let version = dated(by.version(), scan, began_ns);
+        let on_disk =
+            self.table.as_ref().is_some_and(|table| table.tell(&bytes_of(key), version, scan, began_ns));
+        if on_disk {
+            self.matched().remove(key);
+        } else {
+            self.matched().insert(*key, (version, Arc::new(scan.clone())));
         }
     }
 
@@ -182,9 +244,41 @@ impl Verdicts {
         self.matched().remove(key);
     }
 
-    fn matched(&self) -> MutexGuard<'_, Lru<FileKey, (String, Arc<Scan>)>> {
+    fn matched(&self) -> MutexGuard<'_, InMemory> {
         // A map of whole values, whoever panicked while holding it.
         self.matched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The digest, when an entry is by these rules; or when they were asked of its content under another name.
+fn still_clean(
+    table: &Table,
+    name: &[u8; NAME_BYTES],
+    entry: Entry,
+    version: [u8; 8],
+    now_ns: i64,
+) -> Option<[u8; 32]> {
+    if entry.version == version || entry.version == of_the_day(version, now_ns) {
+        return Some(entry.digest);
+    }
+    let clean = table.get(Region::Digests, &entry.digest)?;
+    (clean.version == version).then(|| {
+        table.put(Region::Files, name, &Entry { version, ..entry }, now_ns);
+        entry.digest
+    })
+}
+
+/// What a verdict is kept by: where a rule asks for the time, also by the day.
+fn dated(version: [u8; 8], scan: &Scan, began_ns: i64) -> [u8; 8] {
+    if scan.of_the_day { of_the_day(version, began_ns) } else { version }
+}
+
+/// How old a state must be for a verdict to be kept; `None` for one that never is.
+fn young_ns(verdict: Verdict) -> Option<i64> {
+    match verdict {
+        Verdict::Clean | Verdict::TooLarge => Some(YOUNG_NS),
+        Verdict::Matched => Some(YOUNG_MATCHED_NS),
+        Verdict::TimedOut | Verdict::Failed | Verdict::NotScanned | Verdict::Unspecified => None,
     }
 }
 
@@ -192,8 +286,8 @@ fn is_settled(key: &FileKey, now_ns: i64, young_ns: i64) -> bool {
     key.ctime_ns.max(key.mtime_ns) <= now_ns.saturating_sub(young_ns)
 }
 
-fn bytes_of(key: &FileKey) -> [u8; 40] {
-    let mut bytes = [0; 40];
+fn bytes_of(key: &FileKey) -> [u8; NAME_BYTES] {
+    let mut bytes = [0; NAME_BYTES];
     let numbers = [
         key.device.to_le_bytes(),
         key.inode.to_le_bytes(),
@@ -207,264 +301,6 @@ fn bytes_of(key: &FileKey) -> [u8; 40] {
     bytes
 }
 
-/// Another version of the agent may compile the same rules to other verdicts.
-fn version_of(rules_version: &str) -> [u8; 8] {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(env!("CARGO_PKG_VERSION").as_bytes()).update(&[0]).update(rules_version.as_bytes());
-    let mut version = [0; 8];
-    hasher.finalize_xof().fill(&mut version);
-    version
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use rand::rngs::StdRng;
-    use rand::{Rng as _, SeedableRng as _};
-    use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
-
-    const SECOND: i64 = 1_000_000_000;
-    const BEGAN: i64 = 100 * SECOND;
-
-    fn key(inode: u64) -> FileKey {
-        FileKey { device: 1, inode, size: 3, mtime_ns: 10 * SECOND, ctime_ns: 10 * SECOND }
-    }
-
-    fn digest(inode: u64) -> [u8; 32] {
-        *blake3::hash(&inode.to_le_bytes()).as_bytes()
-    }
-
-    fn scan(verdict: Verdict, inode: u64) -> Scan {
-        Scan {
-            verdict,
-            blake3: Some(digest(inode)),
-            sha256: None,
-            sha1: None,
-            md5: None,
-            whole: true,
-            rules: vec![],
-            detail: String::new(),
-            scan_us: 1,
-            scanned_bytes: 3,
-            stable: true,
-        }
-    }
-
-    struct World {
-        _folder: tempfile::TempDir,
-        path: PathBuf,
-    }
-
-    impl World {
-        fn new() -> Self {
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join(NAME);
-            Self { _folder: folder, path }
-        }
-
-        fn open(&self, files: u64) -> Verdicts {
-            Verdicts::open(&self.path, files).unwrap()
-        }
-    }
-
-    fn put(verdicts: &Verdicts, inode: u64, version: &str) {
-        verdicts.put(&key(inode), &key(inode), BEGAN, version, &scan(Verdict::Clean, inode));
-    }
-
-    fn clean(verdicts: &Verdicts, inode: u64, version: &str) -> Option<[u8; 32]> {
-        verdicts.known_clean(&key(inode), version, BEGAN)
-    }
-
-    #[test]
-    fn a_settled_file_is_known_again_with_the_same_rules_also_after_a_restart() {
-        let world = World::new();
-        let verdicts = world.open(1000);
-        put(&verdicts, 2, "v1");
-        for verdicts in [verdicts, world.open(1000)] {
-            assert_eq!(clean(&verdicts, 2, "v1"), Some(digest(2)));
-            assert_eq!(verdicts.get(&key(2), "v1", BEGAN), Some(Known::Clean(digest(2))));
-            assert_eq!(clean(&verdicts, 2, "v2"), None, "other rules");
-            assert_eq!(verdicts.digest(&key(2), BEGAN), Some(digest(2)), "but the same content");
-            assert_eq!(verdicts.known_clean(&FileKey { size: 4, ..key(2) }, "v1", BEGAN), None);
-            let back = 69 * SECOND;
-            assert_eq!(verdicts.known_clean(&key(2), "v1", back), None, "the clock was set back");
-            assert!(verdicts.digest_known_clean(&digest(2), "v1"));
-            assert!(!verdicts.digest_known_clean(&digest(2), "v2"));
-        }
-        let data = std::fs::metadata(&world.path).unwrap();
-        assert_eq!(data.permissions().mode() & 0o777, 0o600);
-    }
-
-    #[test]
-    fn content_that_is_clean_by_new_rules_under_one_name_is_so_under_another() {
-        let verdicts = World::new();
-        let verdicts = verdicts.open(1000);
-        put(&verdicts, 2, "v1");
-        let copy = key(3);
-        verdicts.put(&copy, &copy, BEGAN, "v2", &scan(Verdict::Clean, 2));
-        assert_eq!(clean(&verdicts, 2, "v2"), Some(digest(2)));
-    }
-
-    #[test]
-    fn what_matched_is_known_in_this_process_and_what_is_forgotten_is_not() {
-        let world = World::new();
-        let verdicts = world.open(1000);
-        verdicts.put(&key(1), &key(1), BEGAN, "v1", &scan(Verdict::Matched, 1));
-        assert!(matches!(verdicts.get(&key(1), "v1", BEGAN), Some(Known::Matched(_))));
-        assert_eq!(verdicts.get(&key(1), "v2", BEGAN), None);
-        assert_eq!(clean(&verdicts, 1, "v1"), None);
-        assert_eq!(world.open(1000).get(&key(1), "v1", BEGAN), None);
-        put(&verdicts, 2, "v1");
-        for inode in [1, 2] {
-            verdicts.forget(&key(inode));
-            assert_eq!(verdicts.get(&key(inode), "v1", BEGAN), None);
-            assert_eq!(world.open(1000).get(&key(inode), "v1", BEGAN), None);
-        }
-    }
-
-    #[test]
-    fn what_is_not_certain_is_not_kept() {
-        let cases: [(&str, FileKey, i64, Scan); 7] = [
-            ("young match", key(1), 11 * SECOND, scan(Verdict::Matched, 1)),
-            (
-                "changed while read",
-                FileKey { ctime_ns: 11 * SECOND, ..key(1) },
-                BEGAN,
-                scan(Verdict::Clean, 1),
-            ),
-            ("young", key(1), 69 * SECOND, scan(Verdict::Clean, 1)),
-            ("unstable", key(1), BEGAN, Scan { stable: false, ..scan(Verdict::Clean, 1) }),
-            ("a part", key(1), BEGAN, Scan { scanned_bytes: 2, ..scan(Verdict::Clean, 1) }),
-            ("timed out", key(1), BEGAN, scan(Verdict::TimedOut, 1)),
-            ("too large", key(1), BEGAN, scan(Verdict::TooLarge, 1)),
-        ];
-        for (what, after, began, scan) in cases {
-            let world = World::new();
-            let verdicts = world.open(1000);
-            verdicts.put(&key(1), &after, began, "v1", &scan);
-            assert_eq!(verdicts.get(&key(1), "v1", 999 * SECOND), None, "{what}");
-        }
-    }
-
-    /// Whatever happens to the file: what it says is right or nothing, and it works again afterwards.
-    #[test]
-    fn a_damaged_file_is_a_miss_and_never_a_wrong_answer() {
-        for seed in 0..300u64 {
-            println!("seed {seed}");
-            let mut random = StdRng::seed_from_u64(seed);
-            let world = World::new();
-            let verdicts = world.open(1000);
-            for inode in 0..300 {
-                put(&verdicts, inode, "v1");
-            }
-            let file = std::fs::File::options().write(true).read(true).open(&world.path).unwrap();
-            let length = file.metadata().unwrap().len();
-            if random.random_bool(0.3) {
-                file.set_len(random.random_range(0..length)).unwrap();
-            }
-            for _ in 0..random.random_range(0..200) {
-                // Half of them where it hurts: the header and the first buckets.
-                let end = if random.random_bool(0.3) { 4200.min(length) } else { length };
-                let at = random.random_range(0..end);
-                let mut byte = [0];
-                let _ = file.read_at(&mut byte, at).unwrap();
-                byte[0] ^= 1 << random.random_range(0..8);
-                file.write_all_at(&byte, at).unwrap();
-            }
-            let again = world.open(1000);
-            for verdicts in [&verdicts, &again] {
-                for inode in 0..400 {
-                    let found = clean(verdicts, inode, "v1");
-                    assert!(found.is_none() || (inode < 300 && found == Some(digest(inode))), "{inode}");
-                    assert_eq!(clean(verdicts, inode, "v2"), None);
-                }
-                put(verdicts, 7, "v1");
-                assert_eq!(clean(verdicts, 7, "v1"), Some(digest(7)));
-            }
-        }
-    }
-
-    #[test]
-    fn swapped_entries_are_not_taken_for_each_other() {
-        let world = World::new();
-        let verdicts = world.open(1000);
-        put(&verdicts, 1, "v1");
-        let file = std::fs::File::options().write(true).read(true).open(&world.path).unwrap();
-        let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
-        file.read_exact_at(&mut bytes, 0).unwrap();
-        let entry = bytes[table::HEADER_BYTES..]
-            .chunks_exact(table::ENTRY_BYTES)
-            .find(|entry| entry.iter().any(|byte| *byte != 0))
-            .unwrap()
-            .to_vec();
-        for at in (table::HEADER_BYTES..bytes.len()).step_by(table::ENTRY_BYTES) {
-            bytes[at..at + table::ENTRY_BYTES].copy_from_slice(&entry);
-        }
-        file.write_all_at(&bytes, 0).unwrap();
-        for inode in 2..1000 {
-            assert_eq!(clean(&verdicts, inode, "v1"), None);
-        }
-    }
-
-    #[test]
-    fn it_is_bounded_and_sparse_and_the_newest_stay() {
-        let world = World::new();
-        let verdicts = world.open(1_000_000);
-        let empty = std::fs::metadata(&world.path).unwrap();
-        assert!(empty.blocks() * 512 < 1 << 20, "{}", empty.blocks());
-        drop(verdicts);
-        let verdicts = world.open(1000);
-        let length = std::fs::metadata(&world.path).unwrap().len();
-        for inode in 0..20_000 {
-            let now = BEGAN + i64::try_from(inode).unwrap() * 86_400 * SECOND / 1000;
-            verdicts.put(&key(inode), &key(inode), now, "v1", &scan(Verdict::Clean, inode));
-            assert!(clean(&verdicts, inode, "v1").is_some(), "{inode}");
-        }
-        assert_eq!(std::fs::metadata(&world.path).unwrap().len(), length);
-        let known = |from, to| (from..to).filter(|inode| clean(&verdicts, *inode, "v1").is_some()).count();
-        assert!(
-            known(0, 10_000) == 0 && known(19_500, 20_000) > 450,
-            "{} {}",
-            known(0, 10_000),
-            known(19_500, 20_000)
-        );
-    }
-
-    #[test]
-    fn two_processes_and_many_threads_use_one_file() {
-        let world = World::new();
-        let (one, other) = (world.open(2000), world.open(2000));
-        std::thread::scope(|scope| {
-            for number in 0..4u64 {
-                let verdicts = if number % 2 == 0 { &one } else { &other };
-                scope.spawn(move || {
-                    for inode in 0..500 {
-                        put(verdicts, inode, "v1");
-                        let found = clean(verdicts, inode, "v1");
-                        assert!(found.is_none() || found == Some(digest(inode)));
-                    }
-                });
-            }
-        });
-        assert!((0..500).filter(|inode| clean(&one, *inode, "v1").is_some()).count() > 490);
-    }
-
-    #[test]
-    fn another_size_or_a_strange_file_is_made_anew() {
-        let world = World::new();
-        put(&world.open(1000), 1, "v1");
-        assert!(clean(&world.open(1000), 1, "v1").is_some());
-        assert!(clean(&world.open(5000), 1, "v1").is_none());
-        put(&world.open(5000), 1, "v1");
-        std::fs::set_permissions(&world.path, std::fs::Permissions::from_mode(0o666)).unwrap();
-        assert!(clean(&world.open(5000), 1, "v1").is_none(), "others may have written it");
-        std::fs::remove_file(&world.path).unwrap();
-        std::os::unix::fs::symlink("/etc/passwd", &world.path).unwrap();
-        put(&world.open(5000), 1, "v1");
-        assert!(world.path.symlink_metadata().unwrap().is_file());
-        std::fs::remove_file(&world.path).unwrap();
-        std::fs::create_dir(&world.path).unwrap();
-        assert!(Verdicts::open(&world.path, 1000).is_err(), "a folder is not removed");
-    }
-}
+mod tests;

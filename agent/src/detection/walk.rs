@@ -10,6 +10,7 @@ use crate::sys::filesystem;
 use crossbeam_channel::{SendTimeoutError, Sender};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, openat, statat};
+use rustix::io::Errno;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use vidette_protocol::wire;
@@ -48,6 +49,8 @@ pub struct Figures {
     pub changed: AtomicU64,
     /// Folders and files that could not be opened, or lay too deep.
     pub unreadable: AtomicU64,
+    /// Of these for want of descriptors or memory: to be looked at again.
+    pub without_means: AtomicU64,
 }
 
 /// A file that changed.
@@ -120,8 +123,8 @@ impl<M: From<Met>> Walk<'_, M> {
     pub(super) fn path(&self, path: &[u8], deep: bool, between: &mut dyn FnMut()) -> Walked {
         match openat(CWD, path, FOLDER_FLAGS, Mode::empty()) {
             Ok(folder) => self.tree(folder, path, deep, between),
-            Err(_) => {
-                self.unreadable();
+            Err(error) => {
+                self.failed(error);
                 Walked::Whole
             }
         }
@@ -132,8 +135,8 @@ impl<M: From<Met>> Walk<'_, M> {
         // Opened once more: the one at hand may only name the folder (O_PATH).
         match openat(folder, ".", FOLDER_FLAGS, Mode::empty()) {
             Ok(folder) => self.tree(folder, path, true, between),
-            Err(_) => {
-                self.unreadable();
+            Err(error) => {
+                self.failed(error);
                 Walked::Whole
             }
         }
@@ -151,10 +154,13 @@ impl<M: From<Met>> Walk<'_, M> {
                 between();
                 continue;
             };
-            let Ok(entry) = entry else {
-                self.unreadable();
-                levels.pop();
-                continue;
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => {
+                    self.failed(error);
+                    levels.pop();
+                    continue;
+                }
             };
             let name = entry.file_name();
             if matches!(name.to_bytes(), b"." | b"..") {
@@ -175,7 +181,8 @@ impl<M: From<Met>> Walk<'_, M> {
                     Ok(folder) if levels.len() < DEPTH_MAX => {
                         self.enter(&mut levels, folder, path, Some(device));
                     }
-                    Ok(_) | Err(_) => self.unreadable(),
+                    Ok(_) => self.unreadable(),
+                    Err(error) => self.failed(error),
                 }
             }
         }
@@ -193,7 +200,7 @@ impl<M: From<Met>> Walk<'_, M> {
         }
         match Dir::read_from(&folder) {
             Ok(entries) => levels.push(Level { entries, folder, path, device: stat.st_dev }),
-            Err(_) => self.unreadable(),
+            Err(error) => self.failed(error),
         }
     }
 
@@ -201,9 +208,16 @@ impl<M: From<Met>> Walk<'_, M> {
     fn hand_over(&self, file: rustix::io::Result<OwnedFd>, path: Vec<u8>) -> Walked {
         let regular =
             |file: &OwnedFd| rustix::fs::fstat(file).is_ok_and(|stat| is(&stat, FileType::RegularFile));
-        let Some(descriptor) = file.ok().filter(regular) else {
-            self.unreadable();
-            return Walked::Whole;
+        let descriptor = match file {
+            Ok(descriptor) if regular(&descriptor) => descriptor,
+            Ok(_) => {
+                self.unreadable();
+                return Walked::Whole;
+            }
+            Err(error) => {
+                self.failed(error);
+                return Walked::Whole;
+            }
         };
         let file = OpenFile { descriptor, path, deleted: false, container_path: Vec::new() };
         let observation = Observation::FileWritten {
@@ -225,6 +239,14 @@ impl<M: From<Met>> Walk<'_, M> {
                     return Walked::CutShort;
                 }
             }
+        }
+    }
+
+    fn failed(&self, error: Errno) {
+        self.unreadable();
+        // Of this process, of the host, no memory: nothing is wrong with the file.
+        if matches!(error, Errno::MFILE | Errno::NFILE | Errno::NOMEM) {
+            self.figures.without_means.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -281,7 +303,7 @@ mod tests {
             })
             .collect();
         names.sort();
-        let Figures { files, changed, unreadable } = figures;
+        let Figures { files, changed, unreadable, .. } = figures;
         (names, [files, changed, unreadable].map(AtomicU64::into_inner))
     }
 

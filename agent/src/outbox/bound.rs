@@ -1,14 +1,14 @@
-//! The bound in bytes (D4): what goes first, and the `gap` events that count it.
+//! What goes first when there is too much (D4), and the `gap` events that count it.
 //!
-//! Works inside the caller's transaction. A gap event that has to go itself is folded into the new one, so
-//! that a number once explained stays explained.
+//! Works inside the caller's transaction, a bounded part at a time. A gap event that has to go itself is folded
+//! into the new one, so that a number once explained stays explained.
 
+use super::db::ROW_BYTES;
+use super::gaps;
 use prost::Message;
 use rusqlite::{Connection, Row};
 use vidette_protocol::id::Class;
 use vidette_protocol::wire::{self, GapReason, event::Kind};
-
-use super::db::ROW_BYTES;
 
 /// What goes first at the bound; the stored number is the order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,9 +30,17 @@ pub struct Evicted {
     pub events: u64,
     /// Bytes of their bodies.
     pub bytes: u64,
+    /// Rows that were gap events.
+    pub gap_rows: u64,
+    /// The highest number of class alert that went; 0 when none.
+    pub alert_last: u64,
     /// One for each class that lost something, without a text.
     pub gaps: Vec<wire::Gap>,
 }
+
+/// Numbers up to which a rank has no rows, so that nobody looks for them again. By rank; gaps are not followed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Floors([u64; 3]);
 
 impl Rank {
     /// Of a new event.
@@ -47,82 +55,113 @@ impl Rank {
     }
 }
 
-/// Removes at least `bytes` when there is as much: lowest rank first, oldest first.
+/// Removes at least `bytes`, or `runs_max` runs of consecutive rows, or all there is: lowest rank first, oldest
+/// first.
 ///
 /// # Errors
 /// SQLite's; the caller rolls back.
-pub fn evict(connection: &Connection, bytes: u64) -> rusqlite::Result<Evicted> {
+pub fn evict(
+    connection: &Connection,
+    bytes: u64,
+    runs_max: usize,
+    floors: &mut Floors,
+) -> rusqlite::Result<Evicted> {
     let order = [
         (Class::Telemetry, Rank::File),
         (Class::Telemetry, Rank::Process),
         (Class::Alert, Rank::Alert),
         (Class::Alert, Rank::Gap),
     ];
-    let mut lost = Lost { wanted: bytes, ..Lost::default() };
+    let mut lost = Lost { wanted: bytes, runs_left: runs_max, ..Lost::default() };
     for (class, rank) in order {
-        if lost.freed() < lost.wanted {
-            lost.oldest(connection, class, rank)?;
+        if !lost.is_enough() {
+            lost.oldest(connection, class, rank, floors.0.get_mut(rank as usize))?;
         }
     }
-    Ok(Evicted { events: lost.events, bytes: lost.bytes, gaps: lost.gaps.into_iter().flatten().collect() })
+    let mut evicted = lost.evicted;
+    evicted.gaps = lost.gaps.into_iter().flatten().collect();
+    Ok(evicted)
 }
 
 #[derive(Default)]
 struct Lost {
     wanted: u64,
-    events: u64,
-    bytes: u64,
+    runs_left: usize,
+    evicted: Evicted,
     gaps: [Option<wire::Gap>; 2],
 }
 
 impl Lost {
-    fn freed(&self) -> u64 {
-        self.bytes + self.events * ROW_BYTES
+    fn is_enough(&self) -> bool {
+        self.runs_left == 0 || self.evicted.bytes + self.evicted.events * ROW_BYTES >= self.wanted
     }
 
-    fn oldest(&mut self, connection: &Connection, class: Class, rank: Rank) -> rusqlite::Result<()> {
+    fn oldest(
+        &mut self,
+        connection: &Connection,
+        class: Class,
+        rank: Rank,
+        floor: Option<&mut u64>,
+    ) -> rusqlite::Result<()> {
         let table = class.name();
         // Only a gap's body says something that is needed.
         let body = if rank == Rank::Gap { "body" } else { "NULL" };
-        let sql =
-            format!("SELECT seq, created, length(body), {body} FROM {table} WHERE rank = ? ORDER BY seq");
+        let sql = format!(
+            "SELECT seq, created, length(body), {body} FROM {table} WHERE seq > ? AND rank = ? ORDER BY seq"
+        );
         let mut select = connection.prepare_cached(&sql)?;
-        let mut rows = select.query([rank as i64])?;
-        let mut last = None;
-        while self.freed() < self.wanted {
-            let Some(row) = rows.next()? else { break };
-            last = Some(self.take(class, row)?);
+        let begin = floor.as_ref().map_or(0, |floor| **floor);
+        let mut rows = select.query([begin, rank as u64])?;
+        let (mut last, mut exhausted) = (None, false);
+        while !self.is_enough() {
+            let Some(row) = rows.next()? else {
+                exhausted = true;
+                break;
+            };
+            let seq = self.take(class, row)?;
+            if last.is_none_or(|last| seq != last + 1) {
+                self.runs_left -= 1;
+            }
+            last = Some(seq);
         }
         drop(rows);
         if let Some(last) = last {
-            let sql = format!("DELETE FROM {table} WHERE rank = ? AND seq <= ?");
-            connection.prepare_cached(&sql)?.execute([rank as u64, last])?;
+            let sql = format!("DELETE FROM {table} WHERE seq > ? AND rank = ? AND seq <= ?");
+            connection.prepare_cached(&sql)?.execute([begin, rank as u64, last])?;
+        }
+        if let Some(floor) = floor {
+            let newest = format!("SELECT coalesce(max(seq), 0) FROM {table}");
+            let newest = if exhausted { connection.query_row(&newest, [], |row| row.get(0))? } else { 0 };
+            *floor = begin.max(last.unwrap_or(0)).max(newest);
         }
         Ok(())
     }
 
     fn take(&mut self, class: Class, row: &Row<'_>) -> rusqlite::Result<u64> {
         let (seq, created, bytes): (u64, i64, u64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        self.events += 1;
-        self.bytes += bytes;
-        self.count(class, seq, seq, 1, (created, created));
+        self.evicted.events += 1;
+        self.evicted.bytes += bytes;
+        if class == Class::Alert {
+            self.evicted.alert_last = self.evicted.alert_last.max(seq);
+        }
         let body: Option<Vec<u8>> = row.get(3)?;
-        if let Some(Kind::Gap(gap)) = body.and_then(|body| wire::Event::decode(body.as_slice()).ok()?.kind) {
-            self.fold(&gap);
+        let gap = body.and_then(|body| match wire::Event::decode(body.as_slice()).ok()?.kind {
+            Some(Kind::Gap(gap)) => Some(gap),
+            Some(_) | None => None,
+        });
+        self.evicted.gap_rows += u64::from(gap.is_some());
+        match gap.filter(gaps::explains_numbers) {
+            Some(gap) => {
+                // Nothing is lost with it but its number: what it said is handed on.
+                self.count(class, seq, seq, 0, (created, created));
+                if let Some(class) = Class::from_wire(gap.class) {
+                    let times = (gap.from_unix_ns, gap.to_unix_ns);
+                    self.count(class, gap.first_seq, gap.last_seq, gap.count.unwrap_or(0), times);
+                }
+            }
+            None => self.count(class, seq, seq, 1, (created, created)),
         }
         Ok(seq)
-    }
-
-    /// A gap that goes away hands its numbers on.
-    fn fold(&mut self, gap: &wire::Gap) {
-        let explains = [GapReason::OutboxBound, GapReason::Poison, GapReason::StoreRestored];
-        if let Some(class) = Class::from_wire(gap.class)
-            && explains.iter().any(|&reason| reason as i32 == gap.reason)
-            && gap.first_seq > 0
-        {
-            let times = (gap.from_unix_ns, gap.to_unix_ns);
-            self.count(class, gap.first_seq, gap.last_seq, gap.count.unwrap_or(0), times);
-        }
     }
 
     fn count(&mut self, class: Class, first: u64, last: u64, count: u64, times: (i64, i64)) {

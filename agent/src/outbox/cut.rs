@@ -13,21 +13,19 @@ use vidette_protocol::wire::{self, event::Kind};
 /// Rules that stay when a detection is too large with all of them.
 const RULES_KEPT_MAX: usize = 4;
 
-/// The encoded event, cut where it must be; `Err` is its size in bytes when no cutting helps.
-pub fn encode(mut event: wire::Event) -> Result<Vec<u8>, usize> {
+/// The encoded event, cut where it must be to take at most `bytes_max`; `Err` is its size in bytes when no cutting
+/// helps.
+pub fn encode(mut event: wire::Event, bytes_max: usize) -> Result<Vec<u8>, usize> {
+    let bytes_max = bytes_max.min(EVENT_BYTES_MAX);
     cut(&mut event);
     for shrink in [drop_patterns, drop_texts, drop_rules] {
-        if event.encoded_len() <= EVENT_BYTES_MAX {
+        if event.encoded_len() <= bytes_max {
             break;
         }
         shrink(&mut event);
     }
     let bytes = event.encoded_len();
-    if bytes > EVENT_BYTES_MAX || check::event(&event).is_err() {
-        Err(bytes)
-    } else {
-        Ok(event.encode_to_vec())
-    }
+    if bytes > bytes_max || check::event(&event).is_err() { Err(bytes) } else { Ok(event.encode_to_vec()) }
 }
 
 fn cut(event: &mut wire::Event) {
@@ -184,8 +182,11 @@ mod tests {
             file: Some(file),
             ..Default::default()
         };
-        let bytes =
-            encode(wire::Event { kind: Some(Kind::Detection(detection)), ..Default::default() }).unwrap();
+        let bytes = encode(
+            wire::Event { kind: Some(Kind::Detection(detection)), ..Default::default() },
+            EVENT_BYTES_MAX,
+        )
+        .unwrap();
         let event = wire::Event::decode(bytes.as_slice()).unwrap();
         check::event(&event).unwrap();
         let Some(Kind::Detection(detection)) = event.kind else { panic!("it is a detection") };
@@ -197,13 +198,16 @@ mod tests {
     fn an_event_within_its_limits_is_not_touched() {
         let health = wire::Health { component: "worker".into(), state: 1, message: "é".into() };
         let event = wire::Event { kind: Some(Kind::Health(health)), ..Default::default() };
-        assert_eq!(wire::Event::decode(encode(event.clone()).unwrap().as_slice()).unwrap(), event);
+        assert_eq!(
+            wire::Event::decode(encode(event.clone(), EVENT_BYTES_MAX).unwrap().as_slice()).unwrap(),
+            event
+        );
     }
 
     #[test]
     fn what_cannot_be_cut_is_reported_with_its_size() {
         let file = wire::File { blake3: vec![0; 33], ..Default::default() };
         let kind = Kind::File(wire::FileEvent { file: Some(file), ..Default::default() });
-        assert!(encode(wire::Event { kind: Some(kind), ..Default::default() }).is_err());
+        assert!(encode(wire::Event { kind: Some(kind), ..Default::default() }, EVENT_BYTES_MAX).is_err());
     }
 }

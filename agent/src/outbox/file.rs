@@ -20,9 +20,12 @@ pub const SCHEMA_VERSION: i32 = MIGRATIONS.len() as i32;
 /// Damaged files that are kept beside the outbox; beyond it the oldest is deleted.
 pub const DAMAGED_FILES_MAX: usize = 3;
 
-const MIGRATIONS: [&str; 1] = [include_str!("schema/0001.sql")];
+/// What `PRAGMA auto_vacuum` says of a file that can give pages back (<https://sqlite.org/pragma.html#pragma_auto_vacuum>).
+pub const AUTO_VACUUM_INCREMENTAL: i64 = 2;
+
+const MIGRATIONS: [&str; 3] =
+    [include_str!("schema/0001.sql"), include_str!("schema/0002.sql"), include_str!("schema/0003.sql")];
 const BUSY_WAIT_MAX: Duration = Duration::from_secs(5);
-const WAL_KEPT_BYTES_MAX: u32 = 4 << 20;
 
 /// What a file turned out to be.
 #[derive(Debug)]
@@ -90,31 +93,117 @@ pub fn migrate(db: &mut Connection) -> rusqlite::Result<()> {
     tx.commit()
 }
 
-/// Renames the database and its companions to `outbox.db.damaged-N` and says which name it got.
+/// The name that a damaged outbox gets next: `outbox.db.damaged-N`.
+#[must_use]
+pub fn free_name(path: &Path) -> PathBuf {
+    damaged_path(path, damaged(path).into_iter().max().map_or(1, |last| last.saturating_add(1)))
+}
+
+/// Renames the database and its companions to `target`. Of the damaged files the oldest are deleted, until they
+/// are few and together no larger than `bytes_max`.
 ///
 /// # Errors
 /// When renaming fails: the folder is not ours or not writable.
-pub fn set_aside(path: &Path) -> anyhow::Result<PathBuf> {
-    let mut numbers = damaged(path);
-    numbers.sort_unstable();
-    let number = numbers.last().map_or(1, |last| last.saturating_add(1));
-    while numbers.len() >= DAMAGED_FILES_MAX {
-        let oldest = damaged_path(path, numbers.remove(0));
-        for name in companions(&oldest) {
-            let _ = fs::remove_file(name); // absent, or it stays: neither may stop the agent
-        }
-    }
-    let target = damaged_path(path, number);
-    fs::rename(path, &target).with_context(|| {
+pub fn set_aside(path: &Path, target: &Path, bytes_max: u64) -> anyhow::Result<()> {
+    fs::rename(path, target).with_context(|| {
         format!("could not rename {} to {}: rename or delete it", path.display(), target.display())
     })?;
-    for (from, to) in companions(path).into_iter().zip(companions(&target)).skip(1) {
+    for (from, to) in companions(path).into_iter().zip(companions(target)).skip(1) {
         let _ = fs::rename(from, to); // most of the time there is none
     }
+    thin_damaged(path, bytes_max);
     if let Some(folder) = path.parent() {
         sync_folder(folder);
     }
-    Ok(target)
+    Ok(())
+}
+
+fn thin_damaged(path: &Path, bytes_max: u64) {
+    let mut numbers = damaged(path);
+    numbers.sort_unstable_by(|one, other| other.cmp(one));
+    let mut left = bytes_max;
+    for (place, number) in numbers.into_iter().enumerate() {
+        let names = companions(&damaged_path(path, number));
+        let bytes: u64 =
+            names.iter().filter_map(|name| name.symlink_metadata().ok()).map(|data| data.len()).sum();
+        if place > 0 && (place >= DAMAGED_FILES_MAX || bytes > left) {
+            for name in names {
+                let _ = fs::remove_file(name); // absent, or it stays: neither may stop the agent
+            }
+        }
+        left = left.saturating_sub(bytes);
+    }
+}
+
+/// The name of an outbox that is being made beside the present one.
+#[must_use]
+pub fn draft(path: &Path) -> PathBuf {
+    with_suffix(path, ".new")
+}
+
+/// Puts a draft in its place when that is free: it is whole then, because the place is cleared after it. Else
+/// deletes what a crash left of it.
+///
+/// # Errors
+/// When renaming fails.
+pub fn finish_draft(path: &Path) -> anyhow::Result<()> {
+    let draft = draft(path);
+    let [_, wal, index] = companions(&draft);
+    for name in [wal, index] {
+        let _ = fs::remove_file(name); // a whole draft was written back before its place was cleared
+    }
+    if draft.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    if path.symlink_metadata().is_ok() {
+        return fs::remove_file(&draft).with_context(|| format!("could not delete {}", draft.display()));
+    }
+    fs::rename(&draft, path)
+        .with_context(|| format!("could not rename {} to {}", draft.display(), path.display()))?;
+    if let Some(folder) = path.parent() {
+        sync_folder(folder);
+    }
+    Ok(())
+}
+
+/// The same outbox in a file that can give pages back: one of the first version is copied, once. It stays as it is
+/// when that does not work, and is tried again at the next start.
+///
+/// # Errors
+/// SQLite's, of the file that is there.
+pub fn compacted(db: Connection, path: &Path) -> rusqlite::Result<Connection> {
+    let mode: i64 = db.pragma_query_value(None, "auto_vacuum", |row| row.get(0))?;
+    if mode == AUTO_VACUUM_INCREMENTAL {
+        return Ok(db);
+    }
+    let draft = draft(path);
+    if let Err(error) = copy(&db, &draft) {
+        tracing::warn!(
+            error = format!("{error:#}"),
+            "the outbox could not be copied to a file that shrinks; it goes on as it is"
+        );
+        let _ = fs::remove_file(&draft); // `finish_draft` does it at the next start
+        return Ok(db);
+    }
+    db.close().map_err(|(_, error)| error)?;
+    // A log that is still there belongs to the old file: then that one stays.
+    let [_, wal, _] = companions(path);
+    let replaced = wal.symlink_metadata().is_err() && fs::rename(&draft, path).is_ok();
+    if let Some(folder) = path.parent().filter(|_| replaced) {
+        sync_folder(folder);
+    }
+    let db = connect(path)?;
+    make_durable(&db)?;
+    Ok(db)
+}
+
+fn copy(db: &Connection, draft: &Path) -> anyhow::Result<()> {
+    make_private(draft)?; // `VACUUM INTO` takes an empty file
+    db.pragma_update(None, "auto_vacuum", AUTO_VACUUM_INCREMENTAL)?;
+    let name = draft.to_str().context("the state folder's name is not UTF-8")?;
+    db.execute("VACUUM INTO ?", [name])?;
+    File::open(draft)?.sync_all()?;
+    Ok(())
 }
 
 /// Whether an error says that the file itself is broken, so that no retry can help.
@@ -165,23 +254,47 @@ fn inspect(path: &Path) -> rusqlite::Result<Found> {
     let id: i32 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let version: i32 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let objects: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if db.is_readonly(rusqlite::MAIN_DB)? {
+        // It was opened for writing just now: its header forbids it (fileformat2.html, offset 18).
+        return Ok(Found::Unusable {
+            reason: "it is damaged: its header forbids writing".into(),
+            ours: true,
+        });
+    }
     let is_new = objects == 0 && id == 0 && version == 0;
     if !is_new && id != APPLICATION_ID {
-        return Ok(Found::Unusable { reason: "it is the database of another program".into(), ours: false });
+        // A flipped bit in the number alone does not make it foreign.
+        let ours = schema_is_whole(&db).unwrap_or(false);
+        return Ok(Found::Unusable { reason: "it is the database of another program".into(), ours });
     }
     if !(0..=SCHEMA_VERSION).contains(&version) {
         let reason = format!("its schema {version} is newer than {SCHEMA_VERSION}, which this version knows");
         return Ok(Found::Unusable { reason, ours: true });
     }
     if !is_new {
-        let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        if verdict != "ok" {
-            return Ok(Found::Unusable { reason: format!("it is damaged: {verdict}"), ours: true });
+        // The quick one passes over indexes, and only what was reported has one: a detection that is not found there is
+        // told twice.
+        for check in ["PRAGMA quick_check(1)", "PRAGMA integrity_check('reported')"] {
+            let verdict: String = db.query_row(check, [], |row| row.get(0))?;
+            if verdict != "ok" {
+                return Ok(Found::Unusable { reason: format!("it is damaged: {verdict}"), ours: true });
+            }
         }
+    }
+    if is_new {
+        db.pragma_update(None, "auto_vacuum", AUTO_VACUUM_INCREMENTAL)?; // before the first page is written
     }
     make_durable(&db)?;
     if version < SCHEMA_VERSION {
-        migrate(&mut db)?;
+        match migrate(&mut db) {
+            Ok(()) => {}
+            // Its number is damaged: what is to be made is there already.
+            Err(error) if !is_new && is_of_the_schema(&error) => {
+                let reason = format!("it is damaged: its schema is not version {version}: {error}");
+                return Ok(Found::Unusable { reason, ours: true });
+            }
+            Err(error) => return Err(error),
+        }
     }
     if !schema_is_whole(&db)? {
         return Ok(Found::Unusable {
@@ -190,6 +303,14 @@ fn inspect(path: &Path) -> rusqlite::Result<Found> {
         });
     }
     Ok(if is_new { Found::New(db) } else { Found::Ours(db) })
+}
+
+/// A statement that does not fit the tables, and nothing that the disk or another process did.
+fn is_of_the_schema(error: &rusqlite::Error) -> bool {
+    match error {
+        rusqlite::Error::SqliteFailure(code, _) => code.extended_code == rusqlite::ffi::SQLITE_ERROR,
+        other => matches!(other, rusqlite::Error::SqlInputError { .. }),
+    }
 }
 
 /// Whether the schema is word for word the one that was made: damage there is else met only at a write.
@@ -209,7 +330,8 @@ fn schema_is_whole(db: &Connection) -> rusqlite::Result<bool> {
 fn make_durable(db: &Connection) -> rusqlite::Result<()> {
     let _: String = db.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0))?;
     db.pragma_update(None, "synchronous", "FULL")?;
-    db.pragma_update(None, "journal_size_limit", WAL_KEPT_BYTES_MAX)
+    // `db` writes the log back itself and cuts it: SQLite's own way would keep the file at its largest.
+    db.pragma_update(None, "wal_autocheckpoint", 0)
 }
 
 /// SQLite gives its companions the mode of the database, so the database is made first, with ours.

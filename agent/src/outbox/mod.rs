@@ -4,14 +4,24 @@
 //! Path inside: `owner` drains the channel -> `cut` makes events fit -> `db` numbers and commits them ->
 //! transport reads runs, forgets what the collector has, or sets aside what it refuses.
 
-/// What can be asked of the database, and how it is done in one transaction.
+/// What can be asked of the database, and its answers.
+pub mod work;
+/// How it is done in one transaction.
 pub mod db;
 /// What goes first when there is too much.
 pub mod bound;
+/// Gap events that grow while a loss goes on.
+pub mod gaps;
+/// What the files take on disk.
+pub mod room;
 /// Events made to fit the limits of the wire.
 pub mod cut;
-/// Opening the file, telling ours from others, setting others aside.
+/// Everything numbered anew.
+mod epoch;
+/// The file: telling ours from others, setting others aside.
 pub mod file;
+/// Opening whatever is there.
+mod open;
 /// The thread that owns the database.
 pub mod owner;
 /// Detections that a rescan meets a second time.
@@ -31,9 +41,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
-use vidette_protocol::id::Class;
+use vidette_protocol::id::{AgentId, Class};
 use vidette_protocol::wire;
 
+/// Where it is, in the state folder.
+pub const OUTBOX_FOLDER: &str = "outbox";
 /// Requests that wait for the owner thread.
 pub const REQUESTS_MAX: usize = 256;
 /// How long a request waits before it tries again to enter a full queue.
@@ -44,7 +56,7 @@ const FULL_QUEUE_WAIT: Duration = Duration::from_millis(5);
 pub struct Config {
     /// The state folder; made, with mode 0700, when it is not there.
     pub folder: PathBuf,
-    /// The most that waiting events may take. Bytes of rows; the file is a little larger.
+    /// The most that the database and its log may take on disk. Bytes.
     pub bytes_max: u64,
     /// For the outbox's own events.
     pub host: Host,
@@ -157,6 +169,17 @@ impl Handle {
     /// As every request: when the outbox can't be written now, or has ended.
     pub async fn state(&self) -> anyhow::Result<State> {
         match self.ask(Work::State).await? {
+            Answer::State(state) => Ok(state),
+            other => bail!("the outbox answered {other:?} to a question for its state"),
+        }
+    }
+
+    /// Epoch and numbers for this agent: new ones, when they were those of the agent that this host was before.
+    ///
+    /// # Errors
+    /// As [`Handle::state`].
+    pub async fn state_for(&self, agent: AgentId) -> anyhow::Result<State> {
+        match self.ask(Work::StateFor(agent)).await? {
             Answer::State(state) => Ok(state),
             other => bail!("the outbox answered {other:?} to a question for its state"),
         }

@@ -5,11 +5,13 @@
 
 use super::db::{Answer, Db, State, Work};
 use super::file;
+use super::room::Limits;
 use super::{Config, Heads, Request, Shared};
 use crate::host::Moment;
 use crate::telemetry::Counters;
 use anyhow::anyhow;
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, select};
+use prost::Message;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vidette_protocol::id::Class;
@@ -24,6 +26,8 @@ pub const GROUP_WAIT_MAX: Duration = Duration::from_millis(2);
 /// How long telemetry alone waits: a commit costs about as much as five hundred events.
 pub const TELEMETRY_WAIT_MAX: Duration = Duration::from_millis(200);
 const _: () = assert!(GROUP_WAIT_MAX.as_millis() < TELEMETRY_WAIT_MAX.as_millis());
+/// Between two parts of giving free pages back.
+const TIDY_PAUSE: Duration = Duration::from_millis(50);
 /// The first pause after a failed write; it doubles.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// The longest pause after a failed write.
@@ -41,11 +45,15 @@ pub(super) struct Owner {
     /// Events that the database held after the last commit.
     held: u64,
     events: Vec<wire::Event>,
+    /// What they take. Bytes.
+    events_bytes: u64,
     waiting: Vec<Request>,
     input_open: bool,
     requests_open: bool,
     stop: bool,
     trouble: Option<Trouble>,
+    /// When free pages may be given back next; nothing when there are none.
+    tidy_at: Option<Instant>,
 }
 
 struct Trouble {
@@ -76,19 +84,24 @@ impl Owner {
             db: Some(db),
             held,
             events: Vec::new(),
+            events_bytes: 0,
             waiting: Vec::new(),
             input_open: true,
             requests_open: true,
             stop: false,
             trouble: None,
+            tidy_at: Some(Instant::now()),
         }
     }
 
     pub(super) fn run(mut self) {
         loop {
+            self.counters.progress.outbox.waits();
             self.wait_for_work();
+            self.counters.progress.outbox.works();
             self.gather();
             self.write();
+            self.tidy();
             let idle = self.events.is_empty() && self.waiting.is_empty();
             if idle && !self.input_open && (self.stop || !self.requests_open) {
                 return;
@@ -124,15 +137,35 @@ impl Owner {
         if !self.input_open && (self.stop || !self.requests_open) {
             return;
         }
+        let tidy = self.tidy_at.map_or_else(crossbeam_channel::never, crossbeam_channel::at);
         select! {
             recv(requests) -> request => match request {
                 Ok(request) => self.take(request),
                 Err(_) => self.requests_open = false,
             },
             recv(input) -> event => match event {
-                Ok(event) => self.events.push(event),
+                Ok(event) => self.take_event(event),
                 Err(_) => self.input_open = false,
             },
+            recv(tidy) -> _ => {}
+        }
+    }
+
+    fn take_event(&mut self, event: wire::Event) {
+        self.events_bytes += event.encoded_len() as u64;
+        self.events.push(event);
+    }
+
+    /// One part of giving back what is free; the next one not at once, so that events go between.
+    fn tidy(&mut self) {
+        if self.tidy_at.is_none_or(|at| Instant::now() < at) {
+            return;
+        }
+        self.tidy_at = None;
+        match self.db.as_mut().map(Db::tidy) {
+            Some(Ok(true)) => self.tidy_at = Some(Instant::now() + TIDY_PAUSE),
+            Some(Ok(false)) | None => {}
+            Some(Err(error)) => self.failed(&error),
         }
     }
 
@@ -145,7 +178,8 @@ impl Owner {
         if self.events.iter().any(is_alert) {
             wait = GROUP_WAIT_MAX;
         }
-        while self.input_open && self.events.len() < GROUP_EVENTS_MAX {
+        let bytes_max = Limits::of(self.config.bytes_max).group_bytes_max;
+        while self.input_open && self.events.len() < GROUP_EVENTS_MAX && self.events_bytes < bytes_max {
             let left = (start + wait).saturating_duration_since(Instant::now());
             let urgent = !self.waiting.is_empty() || self.events.is_empty() || self.stop;
             let pause = if urgent { Duration::ZERO } else { left };
@@ -157,7 +191,7 @@ impl Owner {
                         if is_alert(&event) {
                             wait = GROUP_WAIT_MAX;
                         }
-                        self.events.push(event);
+                        self.take_event(event);
                     }
                     Err(_) => self.input_open = false,
                 },
@@ -216,9 +250,11 @@ impl Owner {
                 self.counters.outbox_lost_bound.add(tally.lost);
                 self.counters.outbox_acked.add(tally.acked);
                 self.counters.outbox_set_aside.add(tally.set_aside);
+                self.events_bytes = 0;
                 self.publish();
                 self.answer(answers);
                 self.trouble = None;
+                self.tidy_at.get_or_insert_with(|| Instant::now() + TIDY_PAUSE);
             }
             Err(error) => {
                 if let Some(Work::Append(events)) = work.into_iter().next() {

@@ -9,14 +9,16 @@
 use rusqlite::{Connection, OptionalExtension, params};
 use vidette_protocol::wire::{self, Trigger, event::Kind};
 
-/// Files that are remembered.
-const REPORTED_MAX: i64 = 65_536;
-
-/// Whether this detection is known; if it is not, it is from now on. For other events: never.
+/// Whether this detection is known; if it is not, it is from now on, as one of the `reported_max` latest. For other
+/// events: never.
 ///
 /// # Errors
 /// SQLite's.
-pub(super) fn is_known(connection: &Connection, event: &wire::Event) -> rusqlite::Result<bool> {
+pub(super) fn is_known(
+    connection: &Connection,
+    event: &wire::Event,
+    reported_max: u64,
+) -> rusqlite::Result<bool> {
     let Some(Kind::Detection(detection)) = &event.kind else { return Ok(false) };
     let (swept, always_kept) = match detection.trigger() {
         Trigger::Sweep => (true, false),
@@ -42,7 +44,7 @@ pub(super) fn is_known(connection: &Connection, event: &wire::Event) -> rusqlite
     let sql = "INSERT OR IGNORE INTO reported (device, inode, ctime, size, rules, swept) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
     connection.prepare_cached(sql)?.execute(key)?;
     let sql = "DELETE FROM reported WHERE number <= (SELECT max(number) FROM reported) - ?1";
-    connection.prepare_cached(sql)?.execute([REPORTED_MAX])?;
+    connection.prepare_cached(sql)?.execute([reported_max])?;
     Ok(false)
 }
 
@@ -61,7 +63,7 @@ mod tests {
     fn only_what_a_rescan_meets_again_is_known() {
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch(include_str!("schema/0001.sql")).unwrap();
-        let known = |trigger, inode| is_known(&connection, &detection(trigger, inode)).unwrap();
+        let known = |trigger, inode| is_known(&connection, &detection(trigger, inode), 9).unwrap();
         assert!(!known(Trigger::CloseWrite, 1));
         assert!(!known(Trigger::CloseWrite, 1), "two writes are two events");
         assert!(known(Trigger::Sweep, 1), "committed before the crash");
@@ -75,6 +77,6 @@ mod tests {
             assert!(!known(trigger, inode) && !known(trigger, inode), "{trigger:?} twice is two events");
             assert!(known(Trigger::Sweep, inode), "{trigger:?} was committed before the rescan");
         }
-        assert!(!is_known(&connection, &wire::Event::default()).unwrap());
+        assert!(!is_known(&connection, &wire::Event::default(), 9).unwrap());
     }
 }

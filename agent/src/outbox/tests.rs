@@ -1,7 +1,8 @@
 //! The outbox against what disks and collectors do: the bound, damage at any offset, foreign files, epochs,
-//! and the thread from channel to disk.
+//! and the thread from channel to disk. `disk` measures the files, `damage` breaks them page by page.
 
 use super::db::{Answer, BYTES_MIN, Db, READ_BYTES_MAX, Run, State, Work};
+use super::gaps::GAPS_APART_MAX;
 use super::{Config, file, start};
 use crate::host::{Host, Moment};
 use crate::telemetry::Counters;
@@ -9,8 +10,11 @@ use prost::Message;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use vidette_protocol::id::Class;
+use vidette_protocol::id::{AgentId, Class};
 use vidette_protocol::wire::{self, event::Kind};
+
+mod damage;
+mod disk;
 
 fn host() -> Host {
     Host { name: b"test".to_vec(), boot_id: "b".into(), os: String::new() }
@@ -98,50 +102,135 @@ fn the_lowest_goes_first_and_gaps_count_all_that_went() {
     let mut db = Db::open(folder.path(), BYTES_MIN, host(), None).unwrap();
     let long = "x".repeat(400);
     append(&mut db, vec![alert("kept"), process_event(&long)]);
-    for _ in 0..60 {
-        append(&mut db, vec![file_event(&long)]);
+    for _ in 0..150 {
+        append(&mut db, vec![file_event(&long); 20]);
     }
     let telemetry = all(&mut db, Class::Telemetry);
     assert!(matches!(telemetry[0].1.kind, Some(Kind::Process(_))), "files go before processes");
-    assert!(telemetry.len() < 61);
-    let lost = 61 - telemetry.len() as u64;
-    let counted: u64 = gaps(&mut db).iter().map(|gap| gap.count.unwrap()).sum();
-    assert_eq!(counted, lost);
+    assert!(telemetry.len() > 300 && telemetry.len() < 3001);
+    let found = gaps(&mut db);
+    assert_eq!(found.len(), 1, "a loss that goes on is one gap");
+    assert_eq!(found[0].count, Some(3001 - telemetry.len() as u64));
     assert!(matches!(all(&mut db, Class::Alert)[0].1.kind, Some(Kind::Audit(_))), "an alert goes last");
-    assert!(db.waiting().1 <= BYTES_MIN);
-    for _ in 0..200 {
-        append(&mut db, vec![alert(&long)]);
+    for _ in 0..100 {
+        append(&mut db, vec![alert(&long); 20]);
     }
     assert_eq!(all(&mut db, Class::Telemetry), Vec::new());
-    let gaps = gaps(&mut db);
+    let alerts = all(&mut db, Class::Alert);
+    let kept = alerts.iter().filter(|(_, event)| matches!(event.kind, Some(Kind::Audit(_)))).count() as u64;
+    let found = gaps(&mut db);
     let sum = |class: Class| {
-        gaps.iter().filter(|gap| gap.class == class.to_wire()).map(|gap| gap.count.unwrap()).sum::<u64>()
+        found.iter().filter(|gap| gap.class == class.to_wire()).map(|gap| gap.count.unwrap()).sum::<u64>()
     };
-    assert_eq!(sum(Class::Telemetry), 61, "a gap that goes hands its count on: {gaps:?}");
-    assert!(db.waiting().1 <= BYTES_MIN);
+    assert_eq!(sum(Class::Telemetry), 3001, "{found:?}");
+    assert_eq!(sum(Class::Alert) + kept, 2001, "{found:?}");
+}
+
+/// Whoever reads on over a hole meets the gap that explains it before anything that follows.
+#[test]
+fn the_gap_of_lost_alerts_stands_where_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut db = Db::open(folder.path(), BYTES_MIN, host(), None).unwrap();
+    for _ in 0..100 {
+        append(&mut db, vec![alert(&"x".repeat(400)); 20]);
+    }
+    let run = read(&mut db, Class::Alert, 1);
+    assert!(run.skipped > 500, "{}", run.skipped);
+    let told = |run: &Run| match wire::Event::decode(run.events[0].as_slice()).unwrap().kind {
+        Some(Kind::Gap(gap)) => (gap.first_seq, gap.last_seq, gap.count.unwrap()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(told(&run), (1, run.first_seq, run.first_seq));
+    // It was read: it may be under way. What goes now is told by another.
+    for _ in 0..20 {
+        append(&mut db, vec![alert(&"x".repeat(400)); 20]);
+    }
+    let again = read(&mut db, Class::Alert, 1);
+    assert_eq!(
+        (again.first_seq, told(&again)),
+        (run.first_seq, told(&run)),
+        "what was sent is never changed"
+    );
+    let next = read(&mut db, Class::Alert, run.first_seq + 1);
+    assert!(next.skipped > 0);
+    assert_eq!(told(&next), (run.first_seq + 1, next.first_seq, next.first_seq - run.first_seq));
+    assert_eq!(again.events.len(), 1, "the hole follows");
+}
+
+#[test]
+fn telemetry_over_a_hole_waits_for_the_alerts() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut db = Db::open(folder.path(), BYTES_MIN, host(), None).unwrap();
+    append(&mut db, vec![alert("1")]);
+    assert_eq!(read(&mut db, Class::Telemetry, 1).alerts_first, 0);
+    for _ in 0..100 {
+        append(&mut db, vec![file_event(&"x".repeat(400)); 20]);
+    }
+    let run = read(&mut db, Class::Telemetry, 1);
+    assert!(run.skipped > 0);
+    assert_eq!(run.alerts_first, 2, "the gap is the second alert");
+    assert_eq!(read(&mut db, Class::Telemetry, run.first_seq).alerts_first, 0);
+}
+
+/// A sensor that overflows every second for a week.
+#[test]
+fn gaps_do_not_pile_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut db = Db::open(folder.path(), 4 << 20, host(), None).unwrap();
+    let gap = |count, reason: wire::GapReason, at: i64| {
+        let (from_unix_ns, to_unix_ns) = (at, at + 1);
+        let gap = wire::Gap { reason: reason as i32, count, from_unix_ns, to_unix_ns, ..Default::default() };
+        wire::Event { kind: Some(Kind::Gap(gap)), ..Default::default() }
+    };
+    append(&mut db, vec![alert("kept")]);
+    for at in 0..2000 {
+        append(
+            &mut db,
+            vec![gap(Some(3), wire::GapReason::KernelQueue, at), gap(None, wire::GapReason::Descriptors, at)],
+        );
+    }
+    let found = gaps(&mut db);
+    assert!(found.len() as u64 <= GAPS_APART_MAX + 2, "{}", found.len());
+    let of = |reason: wire::GapReason| found.iter().filter(move |gap| gap.reason == reason as i32);
+    assert_eq!(of(wire::GapReason::KernelQueue).map(|gap| gap.count.unwrap()).sum::<u64>(), 6000);
+    assert_eq!(of(wire::GapReason::KernelQueue).map(|gap| gap.to_unix_ns).max(), Some(2000));
+    assert_eq!(of(wire::GapReason::Descriptors).next_back().unwrap().count, None);
+    // Sent, so a new one begins; and that is so over a restart.
+    for _ in 0..2 {
+        append(&mut db, vec![gap(Some(1), wire::GapReason::KernelQueue, 5000)]);
+        drop(db);
+        db = Db::open(folder.path(), 4 << 20, host(), None).unwrap();
+    }
+    let added: Vec<_> = gaps(&mut db).into_iter().filter(|gap| gap.from_unix_ns == 5000).collect();
+    assert_eq!(added.len(), 1, "{added:?}");
+    assert_eq!(added[0].count, Some(2));
 }
 
 #[test]
 fn what_is_set_aside_leaves_a_hole_that_a_gap_explains() {
     let folder = tempfile::tempdir().unwrap();
     let mut db = open(folder.path());
-    append(&mut db, vec![alert("1"), alert("2"), alert("3")]);
+    append(&mut db, vec![alert("1"), alert("2"), alert("3"), alert("4")]);
     let epoch = db.epoch();
     let work = |epoch| Work::SetAside {
         class: Class::Alert,
         epoch,
         first: 2,
-        last: 2,
+        last: 3,
         code: 1,
         reason: "é".repeat(9000),
     };
     db.apply(&[work(epoch ^ 1)], Moment::now()).unwrap();
-    assert_eq!(all(&mut db, Class::Alert).len(), 3, "another epoch's word changes nothing");
+    assert_eq!(all(&mut db, Class::Alert).len(), 4, "another epoch's word changes nothing");
     db.apply(&[work(epoch)], Moment::now()).unwrap();
     let run = read(&mut db, Class::Alert, 2);
-    assert_eq!((run.first_seq, run.skipped), (3, 1));
+    assert_eq!(
+        (run.first_seq, run.skipped, run.events.len()),
+        (3, 1, 2),
+        "the gap stands before what follows"
+    );
     let gaps = gaps(&mut db);
-    assert_eq!((gaps[0].first_seq, gaps[0].last_seq, gaps[0].count), (2, 2, Some(1)));
+    assert_eq!((gaps[0].first_seq, gaps[0].last_seq, gaps[0].count), (2, 3, Some(2)));
     assert_eq!(gaps[0].reason, wire::GapReason::Poison as i32);
 }
 
@@ -173,6 +262,40 @@ fn a_new_epoch_numbers_what_waits_from_one() {
     assert_eq!((run.first_seq, run.events.len()), (1, 5));
     let State { classes, .. } = db.state().unwrap();
     assert_eq!((classes[1].acked, classes[1].first_unacked, classes[1].last), (0, 1, 5));
+}
+
+#[test]
+fn another_agent_s_numbers_are_given_anew_and_one_s_own_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut db = open(folder.path());
+    let state_for = |db: &mut Db, agent: u8| {
+        let (answers, _) = db.apply(&[Work::StateFor(AgentId([agent; 16]))], Moment::now()).unwrap();
+        let Answer::State(state) = answers.into_iter().next().unwrap() else { panic!("no state") };
+        state
+    };
+    append(&mut db, (0..9).map(|n| file_event(&n.to_string())).collect());
+    forget(&mut db, Class::Telemetry, 4);
+    let before = db.state().unwrap();
+    assert_eq!(state_for(&mut db, 1), before, "of nobody yet: an outbox of an older version is its agent's");
+    drop(db);
+    let mut db = open(folder.path());
+    let written = || fs::read(folder.path().join(file::FILE_NAME).with_extension("db-wal")).unwrap();
+    let log = written();
+    assert_eq!(state_for(&mut db, 1), before, "the same after a restart");
+    assert_eq!(written(), log, "and nothing is written for that");
+    let after = state_for(&mut db, 2);
+    assert!(after.epoch != before.epoch && after.epoch == db.epoch());
+    let numbers = |state: &State| {
+        state.classes.iter().map(|one| (one.acked, one.first_unacked, one.last)).collect::<Vec<_>>()
+    };
+    assert_eq!(numbers(&after), [(0, 1, 1), (0, 1, 5)], "what waited, and a word on it");
+    assert!(gaps(&mut db).is_empty(), "nothing is lost by that");
+    let words = all(&mut db, Class::Alert);
+    assert!(
+        matches!(&words[0].1.kind, Some(Kind::Health(health)) if health.state() == wire::HealthState::Ok),
+        "{words:?}"
+    );
+    assert_eq!(state_for(&mut db, 2), after, "once");
 }
 
 /// Damage anywhere never panics and never blocks the start; what is found afterwards was there before.
@@ -344,14 +467,14 @@ fn balanced(counters: &Counters) {
 #[tokio::test]
 async fn every_event_is_accounted_for_over_the_bound_acks_and_a_restart() {
     let folder = tempfile::tempdir().unwrap();
-    let config = Config { folder: folder.path().to_path_buf(), bytes_max: 64 << 10, host: host() };
+    let config = Config { folder: folder.path().to_path_buf(), bytes_max: BYTES_MIN, host: host() };
     for (round, found) in [(1, false), (2, true)] {
         let (send, input) = crossbeam_channel::bounded(100);
         let counters = Arc::new(Counters::default());
         let outbox = start(config.clone(), counters.clone(), input).unwrap();
         let handle = outbox.handle();
-        for number in 0..1000 {
-            let detail = "x".repeat(number % 300);
+        for number in 0..6000 {
+            let detail = "x".repeat(number % 700);
             let kind = match number % 3 {
                 0 => Kind::File(wire::FileEvent { detail, ..Default::default() }),
                 1 => Kind::Audit(wire::Audit { detail, ..Default::default() }),
@@ -373,7 +496,7 @@ async fn every_event_is_accounted_for_over_the_bound_acks_and_a_restart() {
         tokio::task::spawn_blocking(move || outbox.join()).await.unwrap();
         balanced(&counters);
         assert_eq!(counters.outbox_found.get() > 0, found, "round {round}");
-        assert_eq!(counters.outbox_seen.get(), 1000);
+        assert_eq!(counters.outbox_seen.get(), 6000);
         for counter in [&counters.outbox_lost_bound, &counters.outbox_merged, &counters.outbox_made] {
             assert!(counter.get() > 0, "round {round}: {:?}", counters.all());
         }

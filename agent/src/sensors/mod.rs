@@ -6,7 +6,7 @@ use crate::host::Moment;
 use crate::telemetry::Counters;
 use crossbeam_channel::Sender;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -98,6 +98,8 @@ pub struct Sensors {
     reason: String,
     stop: Option<Stopping>,
     threads: Vec<JoinHandle<()>>,
+    #[cfg(target_os = "linux")]
+    reach: Option<linux::Reach>,
 }
 
 /// How the threads of a set of sensors are told.
@@ -205,6 +207,37 @@ impl Sensors {
     #[must_use]
     pub fn reason(&self) -> &str {
         &self.reason
+    }
+
+    /// From now on every other program is told of that opens a file in one of the folders in `state` whose names begin with
+    /// `prefix`, also in those that are made or put in place later. Not where only portable sensors run.
+    ///
+    /// # Errors
+    /// The thread that follows those folders could not be started.
+    pub fn guard(&mut self, state: &Path, prefix: &'static str) -> anyhow::Result<()> {
+        #[cfg(target_os = "linux")]
+        if let Some(reach) = &self.reach {
+            self.threads.push(reach.guard(state, prefix)?);
+        }
+        let _ = (state, prefix);
+        Ok(())
+    }
+
+    /// Who `pid` was at a moment that has just passed, and the newest processes that were started by then and have one of
+    /// these names. Nobody where no table of processes is kept, or when the answer takes too long.
+    #[must_use]
+    pub fn who(
+        &self,
+        pid: u32,
+        names: &[&'static [u8]],
+        at: Moment,
+    ) -> (Option<wire::Process>, Vec<wire::Process>) {
+        #[cfg(target_os = "linux")]
+        if let Some(reach) = &self.reach {
+            return reach.who(pid, names, at);
+        }
+        let _ = (pid, names, at);
+        (None, Vec::new())
     }
 
     /// One of the threads has ended, though nobody told it to: what is not seen any more is in the log.
@@ -331,6 +364,17 @@ pub enum Observation {
         /// Folders where something happened around that time, the latest first: to be looked at before others.
         hot: Vec<Vec<u8>>,
         /// When it was noticed.
+        at: Moment,
+    },
+    /// Somebody else opened a file that is the agent's alone (`Sensors::guard`).
+    GuardedOpened {
+        /// Its name.
+        path: Vec<u8>,
+        /// Who, when it is known.
+        process: Option<wire::Process>,
+        /// How often the same program did so before, since that was told.
+        untold: u64,
+        /// When.
         at: Moment,
     },
     /// A sensor changed its state.

@@ -184,6 +184,7 @@ impl Outlet {
             Observation::ProgramRun { .. }
             | Observation::ProcessEnded { .. }
             | Observation::Lost { .. }
+            | Observation::GuardedOpened { .. }
             | Observation::Health { .. } => {}
         }
     }

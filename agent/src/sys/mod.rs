@@ -23,6 +23,12 @@ pub mod pagemap;
 /// Linux: how urgent a thread is.
 #[cfg(target_os = "linux")]
 pub mod schedule;
+/// Linux: signals that ask for the end, and who sent them.
+#[cfg(target_os = "linux")]
+pub mod signals;
+/// Linux: tells systemd how the service is.
+#[cfg(target_os = "linux")]
+pub mod notify;
 /// Files without a name.
 pub mod scratch;
 /// Gives way to everybody else.

@@ -6,18 +6,21 @@
 
 use super::backoff::Backoff;
 use super::credentials::Credentials;
-use super::keeper::Current;
+use super::keeper::{Current, Word};
+use super::live::{Ask, Door};
 use super::quic::{Frames, Link};
 use super::runner::Sources;
 use super::session::{Input, Output, Session, Stream};
-use super::{State, tls};
+use super::tls::OutOfTime;
+use super::{State, clock, roots, tls};
 use crate::outbox::Heads;
 use quinn::{Connection, ConnectionError, SendStream};
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::{mpsc, oneshot, watch};
 use vidette_protocol::id::Class;
-use vidette_protocol::limits::{BATCHES_IN_FLIGHT_MAX, FRAME_BYTES_MAX};
+use vidette_protocol::limits::{BATCHES_IN_FLIGHT_MAX, CLOCK_PART, FRAME_BYTES_MAX};
 use vidette_protocol::wire::{self, RefuseCode, to_agent};
 use vidette_protocol::{CLOSE_DONE, CLOSE_REPLACED, CLOSE_STOPPING, frame};
 
@@ -47,7 +50,7 @@ pub(super) enum End {
 
 /// Carries `session` on `link` until it ends.
 pub(super) async fn serve(
-    link: Link,
+    (link, out_of_time): (Link, OutOfTime),
     credentials: &Credentials,
     sources: &mut Sources,
     session: &mut Session,
@@ -55,7 +58,10 @@ pub(super) async fn serve(
     current: &mut watch::Receiver<Current>,
 ) -> End {
     let end = match Carrier::open(&link.connection, credentials, sources, session, backoff).await {
-        Ok(mut carrier) => carrier.carry(current).await,
+        Ok(mut carrier) => {
+            carrier.out_of_time = out_of_time.load(Ordering::Relaxed);
+            carrier.carry(current).await
+        }
         Err(error) => why(&link.connection, &format!("{error:#}"), credentials),
     };
     session.handle(Input::Closed, Instant::now());
@@ -83,7 +89,10 @@ fn why(connection: &Connection, error: &str, credentials: &Credentials) -> End {
             }
         }
         Some(ConnectionError::Reset) => End::Goodbye(tls::explain(&ConnectionError::Reset, collector)),
-        Some(reason) => End::Failed(tls::explain(&reason, collector)),
+        Some(reason) => {
+            let words = tls::explain(&reason, collector);
+            tls::refusal(&reason).map_or(End::Failed(words.clone()), |code| End::Refused(code, words))
+        }
         None => End::Failed(format!("the session with {collector} broke: {error}")),
     }
 }
@@ -112,6 +121,8 @@ enum Heard {
     Identity,
     Message(Stream, anyhow::Result<Option<wire::ToAgent>>),
     Appended,
+    Renew(Option<Ask>),
+    RootsKept(Option<wire::RootsKept>),
     Wake,
 }
 
@@ -125,7 +136,14 @@ struct Carrier<'a> {
     inputs: VecDeque<Input>,
     writers: [Writer; 3],
     readers: [Frames; 3],
+    /// CAs that are being stored.
+    keeping: Option<oneshot::Receiver<wire::RootsKept>>,
     wake: Option<Instant>,
+    /// By this host's clock the collector's certificate is out of its time.
+    out_of_time: bool,
+    /// Where renewals are asked for, once the collector said that it takes them.
+    door: Option<Door>,
+    asked: Option<oneshot::Sender<Result<wire::Joined, wire::JoinRefused>>>,
 }
 
 impl<'a> Carrier<'a> {
@@ -139,8 +157,13 @@ impl<'a> Carrier<'a> {
         let (control, from_control) = connection.open_bi().await?;
         let (alert, from_alert) = connection.open_bi().await?;
         let (telemetry, from_telemetry) = connection.open_bi().await?;
+        // Where the link is the limit: telemetry is sent when nothing else waits.
+        control.set_priority(2)?;
+        alert.set_priority(1)?;
         let read = |stream| Frames::new(stream, FRAME_BYTES_MAX);
-        let connected = Input::Connected { state: sources.outbox.state().await?, hello: (sources.hello)() };
+        let hello = wire::Hello { roots: roots::digests(&credentials.roots), ..(sources.hello)() };
+        let state = sources.outbox.state_for(credentials.agent).await?;
+        let connected = Input::Connected { state, hello };
         Ok(Self {
             connection: connection.clone(),
             credentials,
@@ -150,7 +173,11 @@ impl<'a> Carrier<'a> {
             inputs: VecDeque::from([connected]),
             writers: [Writer::start(control), Writer::start(alert), Writer::start(telemetry)],
             readers: [read(from_control), read(from_alert), read(from_telemetry)],
+            keeping: None,
             wake: None,
+            out_of_time: false,
+            door: None,
+            asked: None,
         })
     }
 
@@ -176,6 +203,8 @@ impl<'a> Carrier<'a> {
                 message = alert.next() => Heard::Message(Stream::Class(Class::Alert), message),
                 message = telemetry.next() => Heard::Message(Stream::Class(Class::Telemetry), message),
                 Ok(()) = appended.changed() => Heard::Appended,
+                ask = asked(&mut self.door) => Heard::Renew(ask),
+                kept = kept(&mut self.keeping) => Heard::RootsKept(kept),
                 () = until(self.wake) => Heard::Wake,
             };
             match heard {
@@ -192,6 +221,16 @@ impl<'a> Carrier<'a> {
                 Heard::Message(_, Ok(None)) => return self.closed("a stream ended").await,
                 Heard::Message(_, Err(error)) => return self.closed(&format!("{error:#}")).await,
                 Heard::Appended => self.appended(*appended.borrow_and_update()),
+                Heard::Renew(Some(Ask { renew, answer })) => {
+                    self.asked = Some(answer);
+                    self.inputs.push_back(Input::Renew(renew));
+                }
+                // The keeper is gone, which happens only at the end.
+                Heard::Renew(None) => self.door = None,
+                Heard::RootsKept(kept) => {
+                    self.keeping = None;
+                    self.inputs.extend(kept.map(Input::RootsKept));
+                }
                 Heard::Wake => {
                     self.wake = None;
                     self.inputs.push_back(Input::Tick);
@@ -239,12 +278,25 @@ impl<'a> Carrier<'a> {
             }
             Output::Restored { epoch, class, durable } => outbox.restored(class, epoch, durable).await?,
             Output::NewEpoch => drop(outbox.new_epoch().await?),
-            Output::Welcomed => self.welcomed(),
+            Output::Welcomed { time_unix_ns, renews } => self.welcomed(time_unix_ns, renews),
+            Output::Renewed(answer) => {
+                // Nobody waits for an answer that is late.
+                if let Some(asked) = self.asked.take() {
+                    let _ = asked.send(*answer);
+                }
+            }
             Output::AskStatus => {
                 let expires = self.credentials.expires_unix_s;
-                let status = wire::Status { certificate_expires_unix_s: expires, ..(self.sources.status)() };
+                let mut status =
+                    wire::Status { certificate_expires_unix_s: expires, ..(self.sources.status)() };
+                status.health.extend(self.sources.clock.borrow().as_ref().map(|message| wire::Health {
+                    component: CLOCK_PART.into(),
+                    state: wire::HealthState::Degraded.into(),
+                    message: message.clone(),
+                }));
                 self.inputs.push_back(Input::Status(status));
             }
+            Output::KeepRoots(roots) => self.keeping = Some(self.sources.roots.take(self.credentials, roots)),
             Output::Close { reason, graceful: true } => return Ok(Some(End::Goodbye(reason))),
             Output::Close { reason, graceful: false } => return Ok(Some(End::Failed(reason))),
             Output::WakeAt(at) => self.wake = Some(at),
@@ -252,8 +304,25 @@ impl<'a> Carrier<'a> {
         Ok(None)
     }
 
-    fn welcomed(&mut self) {
+    fn welcomed(&mut self, time_unix_ns: i64, renews: bool) {
         self.backoff.succeeded();
+        let collector_unix_s = time_unix_ns / 1_000_000_000;
+        // A full queue only means that the keeper has not looked yet.
+        let _ = self.sources.words.try_send(Word::Time(collector_unix_s));
+        // The clock by which the certificate was judged.
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let host_unix_s = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+        let alarm = clock::alarm(host_unix_s, collector_unix_s, self.out_of_time);
+        if let Some(message) = &alarm
+            && *self.sources.clock.borrow() != alarm
+        {
+            let offset_s = host_unix_s.saturating_sub(collector_unix_s);
+            tracing::warn!(message, offset_s, "clock");
+        }
+        self.sources.clock.send_replace(alarm);
+        if let Some(leaf) = self.credentials.chain.first().filter(|_| renews) {
+            self.door = Some(Door::open(leaf.clone(), &self.sources.live));
+        }
         let (agent, collector) = (self.credentials.agent, &self.credentials.collector);
         tracing::info!(%agent, %collector, "connected");
         self.sources.state.send_replace(State::Connected { agent, since: Instant::now() });
@@ -273,15 +342,30 @@ impl<'a> Carrier<'a> {
         }
     }
 
-    /// A renewed certificate is no reason to end a session, another agent or collector is.
+    /// A session has the certificate that is on disk, so that the collector hears of a renewed one at once.
     fn is_still_mine(&self, current: &Current) -> bool {
-        matches!(current, Ok(now) if now.agent == self.credentials.agent && now.collector == self.credentials.collector)
+        matches!(current, Ok(now) if now.chain == self.credentials.chain && now.collector == self.credentials.collector)
     }
 
     /// A stream is gone: the connection's own reason comes with it or right after.
     async fn closed(&self, error: &str) -> End {
         let _ = tokio::time::timeout(Duration::from_millis(GOODBYE_MS_MAX), self.connection.closed()).await;
         why(&self.connection, error, self.credentials)
+    }
+}
+
+async fn asked(door: &mut Option<Door>) -> Option<Ask> {
+    match door {
+        Some(door) => door.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// `None` when they were not stored.
+async fn kept(keeping: &mut Option<oneshot::Receiver<wire::RootsKept>>) -> Option<wire::RootsKept> {
+    match keeping {
+        Some(keeping) => keeping.await.ok(),
+        None => std::future::pending().await,
     }
 }
 

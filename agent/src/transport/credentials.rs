@@ -19,6 +19,9 @@ pub const IDENTITY_FOLDER: &str = "identity";
 /// The largest file that is read. Bytes.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
+/// Where an identity goes that was left.
+const LEFT_FOLDER: &str = "identity.left";
+
 const KEY_FILE: &str = "key.pem";
 const CERTIFICATE_FILE: &str = "certificate.pem";
 const ROOTS_FILE: &str = "roots.pem";
@@ -135,6 +138,16 @@ impl Credentials {
         remove(&fresh).with_context(|| format!("could not remove {}", fresh.display()))
     }
 
+    /// Takes the identity out of use, in one step: the agent that runs here notices it. What was set aside before goes.
+    pub(super) fn set_aside(state: &Path) -> anyhow::Result<PathBuf> {
+        let (folder, aside) = (state.join(IDENTITY_FOLDER), state.join(LEFT_FOLDER));
+        remove(&aside).with_context(|| format!("could not remove {}", aside.display()))?;
+        std::fs::rename(&folder, &aside)
+            .and_then(|()| sync_folder(state))
+            .with_context(|| format!("could not set {} aside", folder.display()))?;
+        Ok(aside)
+    }
+
     fn write(&self, folder: &Path) -> anyhow::Result<()> {
         make_folder(folder)?;
         write_file(&folder.join(KEY_FILE), pem("PRIVATE KEY", self.key.secret_der()).as_bytes())?;
@@ -158,18 +171,15 @@ impl std::fmt::Debug for Credentials {
 
 /// Makes the state folder when it is missing, and shows that it can be written, before anything is asked for.
 pub(super) fn prepare_state(state: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
+    crate::folder::prepare(state)?;
     let name = state.display();
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state).with_context(|| {
-        format!("could not make the state folder {name}; run this as root, or name another with --state")
-    })?;
     let probe = state.join(format!("{IDENTITY_FOLDER}.new"));
     remove(&probe).and_then(|()| make_folder(&probe)).and_then(|()| remove(&probe)).with_context(|| {
         format!("could not write to the state folder {name}; run this as root, or name another with --state")
     })
 }
 
-fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
+pub(super) fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = rustix::fs::open(path, flags, Mode::empty())?;
     if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
@@ -180,7 +190,7 @@ fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(super) fn write_file(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let mut file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
     file.write_all(bytes)?;
@@ -192,7 +202,7 @@ fn make_folder(path: &Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new().mode(0o700).create(path)
 }
 
-fn sync_folder(path: &Path) -> std::io::Result<()> {
+pub(super) fn sync_folder(path: &Path) -> std::io::Result<()> {
     let folder = rustix::fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     Ok(rustix::fs::fsync(&folder)?)
 }
@@ -207,7 +217,7 @@ fn exchange(fresh: &Path, folder: &Path) -> rustix::io::Result<()> {
     }
 }
 
-fn remove(path: &Path) -> std::io::Result<()> {
+pub(super) fn remove(path: &Path) -> std::io::Result<()> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
@@ -221,7 +231,7 @@ fn certificates_pem(certificates: &[CertificateDer<'_>]) -> String {
 }
 
 /// Textual encoding (RFC 7468).
-fn pem(label: &str, der: &[u8]) -> String {
+pub(super) fn pem(label: &str, der: &[u8]) -> String {
     let mut text = format!("-----BEGIN {label}-----\n");
     let body = data_encoding::BASE64.encode(der);
     let mut rest = body.as_str();
@@ -284,6 +294,19 @@ mod tests {
                 assert!(matches!(&error, NoCredentials::Damaged { .. }), "{file} {damage:?}: {error}");
                 assert!(error.to_string().contains("--again"), "{error}");
             }
+        }
+    }
+
+    #[test]
+    fn what_is_left_is_set_aside_and_a_new_identity_takes_its_place() {
+        let state = tempfile::tempdir().unwrap();
+        assert!(Credentials::set_aside(state.path()).is_err(), "there is nothing to leave");
+        for port in [1, 2] {
+            sample(port).store(state.path()).unwrap();
+            let aside = Credentials::set_aside(state.path()).unwrap();
+            assert!(matches!(Credentials::load(state.path()), Err(NoCredentials::NotJoined)));
+            let left = Credentials::read(&aside).unwrap();
+            assert_eq!(left.collector.port, port);
         }
     }
 

@@ -1,5 +1,7 @@
 //! One class of a session: which number comes next, what is in flight, what was refused. Pure.
 //!
+//! Alerts go before telemetry where it matters: see `hold` and `session`.
+//!
 //! Go back N: after a Nack or a Reject the collector ignores everything until the number it named, so this
 //! side forgets what is in flight and reads again from there. Used by `session` alone.
 
@@ -34,6 +36,10 @@ pub struct Lane {
     nacks: u32,
     refused: Option<Refused>,
     setting_aside: bool,
+    /// Nothing is read until the other class is acknowledged up to here.
+    held_until: Option<u64>,
+    /// It waited for that once: what is read next is sent.
+    waited: bool,
 }
 
 #[derive(Debug)]
@@ -97,6 +103,8 @@ impl Lane {
             nacks: 0,
             refused: None,
             setting_aside: false,
+            held_until: None,
+            waited: false,
         }
     }
 
@@ -215,6 +223,40 @@ impl Lane {
         }
     }
 
+    /// Waits with reading until the other class is acknowledged up to `seq`.
+    pub fn hold(&mut self, seq: u64) {
+        self.held_until = Some(seq);
+    }
+
+    /// Goes on when `other` has come as far as this one waits for, or has nothing to bring forward.
+    pub fn let_go(&mut self, other: &Self) {
+        let arrived = |until| other.acked >= until || (other.last >= until && other.is_idle());
+        if self.held_until.is_some_and(arrived) {
+            self.held_until = None;
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.in_flight.is_empty() && self.reading.is_none() && !self.setting_aside && self.has_nothing()
+    }
+
+    fn has_nothing(&self) -> bool {
+        self.next > self.last || self.empty_at.is_some_and(|at| at >= self.last)
+    }
+
+    /// Whether `run` skips numbers that are explained by an alert which has not arrived: then it is not taken, and
+    /// read again when that has. Once for each run, so that a loss that goes on does not stop the lane.
+    pub fn is_early(&mut self, run: &Run, alerts_acked: u64) -> bool {
+        let fresh = self.reading.as_ref().is_some_and(|reading| !reading.stale) && !run.events.is_empty();
+        let early = fresh && run.alerts_first > alerts_acked && !self.waited;
+        if early {
+            self.reading = None;
+            self.hold(run.alerts_first);
+        }
+        self.waited = early;
+        early
+    }
+
     /// What the outbox had; `Some` is to be sent.
     pub fn rows(&mut self, run: Run, now: Instant) -> Option<Run> {
         let reading = self.reading.take()?;
@@ -247,8 +289,8 @@ impl Lane {
             return Want::GiveUp(format!("the collector answered nothing on class {class} for {wait} s"));
         }
         let full = self.in_flight.len() >= self.in_flight_max;
-        let nothing = self.next > self.last || self.empty_at.is_some_and(|at| at >= self.last);
-        if self.reading.is_some() || self.setting_aside || full || nothing {
+        let waits = self.reading.is_some() || self.setting_aside || self.held_until.is_some();
+        if waits || full || self.has_nothing() {
             return Want::Nothing;
         }
         let at = self.waits_since.map_or(now, |since| since + limits.telemetry_wait_max);

@@ -1,13 +1,14 @@
 //! Dialling the collector: names to addresses, addresses to one QUIC connection (RFC 9000), frames on a stream.
 //!
-//! Every limit of the connection is set here on purpose. Assumes a tokio runtime. `enrol` and the session's shell
-//! work on what `dial` gives.
+//! Every limit of the connection is set here on purpose, and a simulated fleet takes them from here. Assumes a tokio
+//! runtime. `enrol` and the session's shell work on what `dial` gives.
 
 use super::tls;
 use anyhow::{Context, anyhow, bail};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, TransportConfig, VarInt};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 use vidette_protocol::COLLECTOR_NAME;
@@ -15,12 +16,14 @@ use vidette_protocol::frame::Decoder;
 use vidette_protocol::join::Address;
 
 /// A handshake that takes longer has failed. Milliseconds.
-const HANDSHAKE_MS_MAX: u64 = 10_000;
+pub const HANDSHAKE_MS_MAX: u64 = 10_000;
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 4;
 /// A silent connection is dead after this. Milliseconds.
 const IDLE_MS_MAX: u32 = 60_000;
-/// How often an idle agent says that it is there. Milliseconds.
+/// How often an idle agent says that it is there. A collector that was killed tells its agents itself when it is back; who
+/// does not hear that hears it in answer to this. Often enough for what translates addresses on the way, which may
+/// forget after 30 s (RFC 9000 section 10.1.2). Milliseconds.
 const KEEP_ALIVE_MS: u64 = 20_000;
 /// What the collector may send unread on one stream: its answers are small. Bytes.
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;
@@ -77,14 +80,36 @@ async fn dial_one(
         Ok(Ok(connection)) => Ok(Link { endpoint, connection }),
         Ok(Err(error)) => bail!("{}", tls::explain(&error, collector)),
         Err(_) => bail!(
-            "could not reach the collector at {collector}: no answer within {} s; {}",
-            HANDSHAKE_MS_MAX / 1000,
+            "could not reach the collector at {collector}: {}; {}",
+            why_silent(address),
             tls::reach(collector)
         ),
     }
 }
 
-fn limits() -> TransportConfig {
+/// What this host itself says of sending there: QUIC takes a datagram that can't be sent for one that was lost. Asked with
+/// an empty one, which no collector answers.
+fn why_silent(address: SocketAddr) -> String {
+    let any: SocketAddr =
+        if address.is_ipv6() { (Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() };
+    let asked = UdpSocket::bind(any).and_then(|socket| {
+        socket.set_nonblocking(true)?;
+        socket.connect(address)?;
+        socket.send(&[])
+    });
+    match asked {
+        // What netfilter drops or rejects on its way out (send(2) does not list it).
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            "this host's firewall refuses to send there".to_owned()
+        }
+        Err(error) => format!("this host can't send there: {error}"),
+        Ok(_) => format!("no answer within {} s", HANDSHAKE_MS_MAX / 1000),
+    }
+}
+
+/// What every connection to a collector is held to.
+#[must_use]
+pub fn limits() -> TransportConfig {
     let mut limits = TransportConfig::default();
     limits
         .max_concurrent_bidi_streams(VarInt::from_u32(0))

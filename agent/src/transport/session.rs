@@ -4,6 +4,11 @@
 //! database here. One `Session` lives as long as the process and sees many connections, so that refusals are
 //! counted across them. A state from which nothing follows does not exist: whatever is waited for from the
 //! collector has a time limit, after which the connection is closed and begun anew.
+//!
+//! Alerts go first. After the Welcome telemetry waits until the alerts that waited then are acknowledged, and with them
+//! every gap of the time without a link; later the two classes go side by side, and telemetry waits only before a
+//! hole, for the gap that explains it. Within alerts the order is by number: a fresh one goes after those that wait,
+//! so that its delay is the time their drain takes (`tests/tests/delivery/week.rs` prints it for 100,000).
 
 use super::lane::{Lane, Want};
 use crate::outbox::{READ_BYTES_MAX, Run, State};
@@ -11,7 +16,7 @@ use std::time::{Duration, Instant};
 use vidette_protocol::PROTOCOL;
 use vidette_protocol::batch;
 use vidette_protocol::id::Class;
-use vidette_protocol::limits::{BATCHES_IN_FLIGHT_MAX, EVENT_BYTES_MAX};
+use vidette_protocol::limits::{BATCHES_IN_FLIGHT_MAX, EVENT_BYTES_MAX, HEARTBEAT_S_MAX, HEARTBEAT_S_MIN};
 use vidette_protocol::wire::{self, to_agent, to_collector};
 
 /// Refusals of one range before it is set aside.
@@ -19,8 +24,8 @@ pub const REFUSALS_MAX: u32 = 3;
 /// Nacks in a row that bring nothing forward before the connection is given up.
 pub const NACKS_MAX: u32 = 4;
 /// Bounds of the interval that the collector may ask for.
-const STATUS_INTERVAL_MIN: Duration = Duration::from_secs(10);
-const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(3600);
+const STATUS_INTERVAL_MIN: Duration = Duration::from_secs(HEARTBEAT_S_MIN as u64);
+const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(HEARTBEAT_S_MAX as u64);
 
 /// Times and sizes, so that a test may shorten them.
 #[derive(Debug, Clone)]
@@ -82,6 +87,10 @@ pub enum Input {
     OutboxFailed(String),
     /// The answer to [`Output::AskStatus`].
     Status(wire::Status),
+    /// Ask for the next certificate, when the Welcome said that the collector renews; else nothing is done.
+    Renew(wire::Renew),
+    /// The answer to [`Output::KeepRoots`], when they are stored.
+    RootsKept(wire::RootsKept),
     /// The time of [`Output::WakeAt`] has come; harmless at any time.
     Tick,
     /// The connection is gone.
@@ -143,9 +152,18 @@ pub enum Output {
     /// Number what waits anew. A [`Output::Close`] follows.
     NewEpoch,
     /// The collector welcomed this agent: backoff may start over.
-    Welcomed,
+    Welcomed {
+        /// Its wall clock, Unix nanoseconds.
+        time_unix_ns: i64,
+        /// It takes [`Input::Renew`].
+        renews: bool,
+    },
+    /// The answer to [`Input::Renew`], or one that nobody waits for any more.
+    Renewed(Box<Result<wire::Joined, wire::JoinRefused>>),
     /// Make a Status; answer with [`Input::Status`].
     AskStatus,
+    /// Trust these CAs from now on; answer with [`Input::RootsKept`] if that is possible.
+    KeepRoots(wire::Roots),
     /// Close the connection.
     Close {
         /// Why, one sentence for the log.
@@ -167,6 +185,8 @@ pub struct Session {
     bytes_max: usize,
     status_interval: Duration,
     status_at: Instant,
+    /// The Welcome said that the collector renews. One of version 0.1 takes a Renew for an offence.
+    renews: bool,
     out: Vec<Output>,
 }
 
@@ -206,6 +226,7 @@ impl Session {
             bytes_max: READ_BYTES_MAX,
             status_interval,
             status_at: now,
+            renews: false,
             out: Vec::new(),
         }
     }
@@ -221,6 +242,8 @@ impl Session {
             | Input::SetAsideDone(_)
             | Input::OutboxFailed(_)
             | Input::Status(_)
+            | Input::Renew(_)
+            | Input::RootsKept(_)
             | Input::Tick
                 if self.phase == Phase::Apart => {} // late news of a connection that is gone
             Input::Frame(stream, frame) => self.frame(stream, frame, now),
@@ -228,6 +251,14 @@ impl Session {
             Input::SetAsideDone(class) => self.lane(class).set_aside_done(now),
             Input::OutboxFailed(reason) => self.close(format!("the outbox failed: {reason}"), false),
             Input::Status(status) => self.send(Stream::Control, to_collector::Message::Status(status)),
+            Input::Renew(renew) => {
+                if self.renews && self.phase == Phase::Open {
+                    self.send(Stream::Control, to_collector::Message::Renew(renew));
+                }
+            }
+            Input::RootsKept(kept) => {
+                self.send(Stream::Control, to_collector::Message::RootsKept(kept));
+            }
             Input::Tick => {}
         }
         self.go_on(now);
@@ -259,6 +290,7 @@ impl Session {
             })
             .collect();
         self.phase = Phase::Greeting(now);
+        self.renews = false;
         self.send(Stream::Control, to_collector::Message::Hello(hello));
     }
 
@@ -284,6 +316,9 @@ impl Session {
             (Some(Message::Welcome(welcome)), Stream::Control, Phase::Greeting(_)) => {
                 self.welcome(&welcome, now)
             }
+            (Some(Message::Roots(roots)), Stream::Control, Phase::Open) => {
+                self.out.push(Output::KeepRoots(roots));
+            }
             (Some(Message::Ack(ack)), Stream::Class(class), Phase::Open) => {
                 if self.is_mine(class, ack.class, ack.epoch) {
                     match self.lane(class).ack(ack.seq, now) {
@@ -303,8 +338,23 @@ impl Session {
             (Some(Message::Reject(reject)), Stream::Class(class), Phase::Open) => {
                 self.reject(class, reject, now)
             }
+            (Some(Message::Renewed(joined)), Stream::Control, Phase::Open) => {
+                self.out.push(Output::Renewed(Box::new(Ok(joined))));
+            }
+            (Some(Message::RenewRefused(refused)), Stream::Control, Phase::Open) => {
+                self.out.push(Output::Renewed(Box::new(Err(refused))));
+            }
             (
-                Some(Message::Welcome(_) | Message::Ack(_) | Message::Nack(_) | Message::Reject(_)) | None,
+                Some(
+                    Message::Welcome(_)
+                    | Message::Ack(_)
+                    | Message::Nack(_)
+                    | Message::Reject(_)
+                    | Message::Renewed(_)
+                    | Message::RenewRefused(_)
+                    | Message::Roots(_),
+                )
+                | None,
                 Stream::Control | Stream::Class(_),
                 _,
             ) => self.close("the collector sent a message that does not belong here".into(), false),
@@ -343,7 +393,12 @@ impl Session {
             }
         }
         if self.phase == Phase::Open {
-            self.out.push(Output::Welcomed);
+            let [alert, telemetry] = &mut self.lanes;
+            if alert.last() > alert.acked() {
+                telemetry.hold(alert.last());
+            }
+            self.renews = welcome.renews;
+            self.out.push(Output::Welcomed { time_unix_ns: welcome.time_unix_ns, renews: welcome.renews });
         }
     }
 
@@ -400,6 +455,10 @@ impl Session {
             return self.close("the outbox has a new epoch".into(), true);
         }
         let epoch = self.epoch;
+        let alerts_acked = self.lanes[0].acked();
+        if self.lane(class).is_early(&run, alerts_acked) {
+            return;
+        }
         let Some(run) = self.lane(class).rows(run, now) else { return };
         match batch::pack(class, epoch, run.first_seq, run.skipped, run.events) {
             Ok(batch) => self.send(Stream::Class(class), to_collector::Message::Batch(batch)),
@@ -425,6 +484,8 @@ impl Session {
                     self.out.push(Output::AskStatus);
                 }
                 wake = earlier(wake, self.status_at);
+                let [alert, telemetry] = &mut self.lanes;
+                telemetry.let_go(alert);
                 for index in 0..self.lanes.len() {
                     match self.lanes[index].want(&self.limits, now) {
                         Want::Read { class, from } => {

@@ -76,8 +76,9 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<Recei
             RecvFlags::CMSG_CLOEXEC,
         ) {
             Ok(received) => received,
-            Err(Errno::INTR) => continue,
-            Err(Errno::CONNRESET) => return Ok(None),
+            // CONNRESET comes once, when the other side ended without having read everything, and before what it had
+            // sent: that, then the end, is what is read next.
+            Err(Errno::INTR | Errno::CONNRESET) => continue,
             Err(error) => return Err(error.into()),
         };
         let mut descriptors = Vec::new();
@@ -105,6 +106,18 @@ mod tests {
 
     fn pair() -> (OwnedFd, OwnedFd) {
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+    }
+
+    #[test]
+    fn last_words_arrive_though_the_other_side_left_something_unread() {
+        let (left, right) = pair();
+        send(left.as_fd(), b"never read", &[]).unwrap();
+        send(right.as_fd(), b"last words", &[]).unwrap();
+        drop(right);
+        let mut buffer = [0; 64];
+        let last = receive(left.as_fd(), &mut buffer).unwrap().unwrap();
+        assert_eq!(&buffer[..last.bytes], b"last words");
+        assert!(receive(left.as_fd(), &mut buffer).unwrap().is_none());
     }
 
     #[test]

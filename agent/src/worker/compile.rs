@@ -3,15 +3,12 @@
 //!
 //! Assumes nothing of the sources: compilers have crashed, which is why this runs in the sandbox.
 
-use super::clip;
-use super::messages::{PROBLEMS_BYTES_MAX, PROBLEMS_MAX, Problem, RuleFile};
+use super::messages::{PROBLEMS_MAX, Problem, RuleFile};
+use super::problems::{self, Places};
 use super::routing::{
     self,
     classes::{COUNT, Class},
 };
-use prost::Message as _;
-use vidette_protocol::limits::{PATH_BYTES_MAX, TEXT_BYTES_MAX};
-use yara_x::errors::CompileError;
 use yara_x::{Compiler, Rules, SourceCode};
 use yara_x_parser::Parser;
 use yara_x_parser::ast::AST;
@@ -40,9 +37,10 @@ pub struct Compiled {
 }
 
 /// Compiles them all, then, when some had errors, again without those: an error leaves the other rules of its file
-/// behind in the compiler. Calls `begin` with the number of each file before it is touched.
+/// behind in the compiler. Calls `begin` with the number of each file before it is touched, and with none before all are
+/// worked on together.
 #[must_use]
-pub fn compile(files: &[RuleFile], begin: &mut dyn FnMut(usize)) -> Compiled {
+pub fn compile(files: &[RuleFile], begin: &mut dyn FnMut(Option<usize>)) -> Compiled {
     let mut usable: Vec<usize> = (0..files.len()).collect();
     let mut problems = Vec::new();
     loop {
@@ -50,7 +48,7 @@ pub fn compile(files: &[RuleFile], begin: &mut dyn FnMut(usize)) -> Compiled {
         let count = usable.len();
         usable.retain(|number| {
             let Some(file) = files.get(*number) else { return false };
-            begin(*number);
+            begin(Some(*number));
             match add(&mut compiler, file) {
                 Ok(()) => true,
                 Err(errors) => {
@@ -61,10 +59,20 @@ pub fn compile(files: &[RuleFile], begin: &mut dyn FnMut(usize)) -> Compiled {
         });
         if usable.len() == count {
             let good: Vec<&RuleFile> = usable.iter().filter_map(|number| files.get(*number)).collect();
-            problems.extend(warnings(&compiler, &good));
-            let left_out = bound(&mut problems);
+            problems.extend(problems::warnings(compiler.warnings(), &good));
+            let left_out = problems::bound(&mut problems);
+            begin(None);
             return Compiled { rules: compiler.build(), problems, left_out, usable };
         }
+    }
+}
+
+/// Takes each file through everything, for nobody: the one that ends this process is then known by its number.
+pub fn try_each(files: &[RuleFile], begin: &mut dyn FnMut(Option<usize>)) {
+    for (number, file) in files.iter().enumerate() {
+        let mut named = |_| begin(Some(number));
+        let Compiled { rules, usable, .. } = compile(std::slice::from_ref(file), &mut named);
+        let _ = by_class(rules, std::slice::from_ref(file), &usable, &mut named, |_, _| Ok(()));
     }
 }
 
@@ -76,11 +84,12 @@ pub fn by_class(
     all: Rules,
     files: &[RuleFile],
     usable: &[usize],
-    begin: &mut dyn FnMut(usize),
+    begin: &mut dyn FnMut(Option<usize>),
     mut take: impl FnMut(u32, &Rules) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let good: Vec<RuleFile> = usable.iter().filter_map(|number| files.get(*number)).cloned().collect();
-    let plan = routing::plan(&good);
+    begin(None);
+    let plan = routing::plan(&good, all.iter().count() * NEARLY_ALL_PERCENT / 100);
     if plan.sets.len() < 2 {
         return take(u32::MAX, &all);
     }
@@ -90,27 +99,22 @@ pub fn by_class(
         let unused = if set.classes & other == 0 { 0 } else { !((1 << COUNT) - 1) };
         set.classes | unused
     };
-    let (nearly_all, sets): (Vec<_>, Vec<_>) =
-        plan.sets.iter().partition(|set| set.rules * 100 >= all.iter().count() * NEARLY_ALL_PERCENT);
-    let together = nearly_all.iter().fold(0, |bits, set| bits | classes(set));
+    let nearly_all = plan.sets.iter().filter(|set| set.files.is_none());
+    let together = nearly_all.fold(0, |bits, set| bits | classes(set));
     if together != 0 {
         take(together, &all)?;
     }
     // It holds much memory, and the other sets are small.
     drop(all);
-    for set in sets {
+    let cut = plan.sets.iter().filter_map(|set| Some((set, set.files.as_ref()?)));
+    for (set, parts) in cut {
         let number =
             |name: &str| usable.iter().copied().find(|at| files.get(*at).is_some_and(|f| f.name == name));
-        let compiled = compile(&set.files, &mut |at| {
-            // By its number among all files.
-            if let Some(number) = set.files.get(at).and_then(|file| number(&file.name)) {
-                begin(number);
-            }
+        // By its number among all files.
+        let compiled = compile(parts, &mut |at| {
+            begin(at.and_then(|at| parts.get(at)).and_then(|file| number(&file.name)));
         });
-        anyhow::ensure!(
-            compiled.usable.len() == set.files.len(),
-            "a part of the rules does not compile alone"
-        );
+        anyhow::ensure!(compiled.usable.len() == parts.len(), "a part of the rules does not compile alone");
         take(classes(set), &compiled.rules)?;
     }
     Ok(())
@@ -138,17 +142,13 @@ fn add(compiler: &mut Compiler<'_>, file: &RuleFile) -> Result<(), Vec<Problem>>
     compiler.new_namespace(&file.name);
     let source = SourceCode::from(file.text.as_slice()).with_origin(file.name.as_str());
     let added = compiler.add_source(source).is_ok();
+    let mut places = Places::of(file);
     let errors: Vec<Problem> =
-        compiler.errors().iter().skip(known).map(|error| of_error(file, error)).collect();
+        compiler.errors().iter().skip(known).map(|error| places.error(error)).collect();
     if added && !loses_rules(&file.text) {
         return Ok(());
     }
-    if errors.is_empty() {
-        // The compiler passes over rules without a word where they are nested too deep.
-        let hint = "nest conditions less deep, or split the file to find the rule";
-        return Err(vec![problem(file, None, "", "the compiler passes over a rule", hint, true)]);
-    }
-    Err(errors)
+    Err(if errors.is_empty() { vec![places.passed_over()] } else { errors })
 }
 
 /// More rules begin in a text than the parser makes of it. That costs as much as parsing: it is asked only where
@@ -168,64 +168,6 @@ fn loses_rules(text: &[u8]) -> bool {
     }
     let begins = |event: &Event| matches!(event, Event::Token { kind: SyntaxKind::RULE_KW, .. });
     Parser::new(text).filter(begins).count() > AST::from(text).rules().count()
-}
-
-fn of_error(file: &RuleFile, error: &CompileError) -> Problem {
-    let label = error.labels().next().map(|label| (label.span().start(), label.text().to_owned()));
-    let hint = match error {
-        CompileError::IncludeNotAllowed(_) => "put the included rules into the file itself".to_owned(),
-        CompileError::SlowPattern(_) => "give the pattern at least four fixed bytes in a row".to_owned(),
-        CompileError::PotentiallySlowLoop(_) => "loop over fewer items, not over the whole file".to_owned(),
-        // What the compiler says of the place is enough for all others, of which there will be more.
-        _ => label.as_ref().map(|(_, text)| text.clone()).unwrap_or_default(),
-    };
-    problem(file, label.map(|(at, _)| at), error.code(), error.title(), &hint, true)
-}
-
-fn warnings(compiler: &Compiler<'_>, files: &[&RuleFile]) -> Vec<Problem> {
-    let of_warning = |warning: &yara_x::warnings::Warning| {
-        let (origin, at, text) = warning.labels().next().map(|label| {
-            (label.origin().map(str::to_owned), label.span().start(), label.text().to_owned())
-        })?;
-        let file = files.iter().find(|file| Some(&file.name) == origin.as_ref())?;
-        Some(problem(file, Some(at), warning.code(), warning.title(), &text, false))
-    };
-    compiler.warnings().iter().filter_map(of_warning).collect()
-}
-
-fn problem(file: &RuleFile, at: Option<usize>, code: &str, title: &str, hint: &str, error: bool) -> Problem {
-    let (line, column) = at.map_or((0, 0), |at| position(&file.text, at));
-    let message = if hint.is_empty() { title.to_owned() } else { format!("{title}: {hint}") };
-    Problem {
-        file: clip(&file.name, PATH_BYTES_MAX),
-        line,
-        column,
-        code: code.to_owned(),
-        message: clip(&message, TEXT_BYTES_MAX),
-        error,
-    }
-}
-
-/// Line and column, both from 1; the column in characters.
-fn position(text: &[u8], at: usize) -> (u32, u32) {
-    let before = &text[..at.min(text.len())];
-    let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-    let start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
-    let column = String::from_utf8_lossy(&before[start..]).chars().count() + 1;
-    (u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(column).unwrap_or(u32::MAX))
-}
-
-/// Cuts the list to what an answer holds; says how many went.
-fn bound(problems: &mut Vec<Problem>) -> u32 {
-    let all = problems.len();
-    problems.sort_by_key(|problem| !problem.error);
-    problems.truncate(PROBLEMS_MAX);
-    // A key and a length beside each message.
-    let mut bytes: usize = problems.iter().map(|problem| problem.encoded_len() + 4).sum();
-    while bytes > PROBLEMS_BYTES_MAX {
-        bytes -= problems.pop().map_or(bytes, |problem| problem.encoded_len() + 4);
-    }
-    u32::try_from(all - problems.len()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -288,20 +230,22 @@ mod tests {
     }
 
     #[test]
+    fn it_is_always_said_what_is_worked_on() {
+        let files = [file("a", GOOD), file("b", "rule {"), file("c", GOOD)];
+        let mut told = Vec::new();
+        let _ = compile(&files, &mut |number| told.push(number));
+        // All, then those without an error; the last step is nobody's.
+        assert_eq!(told, [Some(0), Some(1), Some(2), Some(0), Some(2), None]);
+        told.clear();
+        try_each(&files, &mut |number| told.push(number));
+        told.dedup();
+        assert_eq!(told, [Some(0), Some(1), Some(2)], "each step has a name");
+    }
+
+    #[test]
     fn bytes_that_are_no_text_are_an_error_with_a_place() {
         let compiled =
             compiled(&[RuleFile { name: "x".into(), text: b"rule a { condition: true }\n\xff".to_vec() }]);
         assert_eq!((compiled.problems[0].line, compiled.rules.iter().count()), (2, 0));
-    }
-
-    #[test]
-    fn problems_fit_an_answer() {
-        let bad = "rule { ".repeat(50);
-        let files: Vec<RuleFile> = (0..600).map(|n| file(&format!("{n:0>3000}"), &bad)).collect();
-        let compiled = compiled(&files);
-        assert!(
-            compiled.problems.iter().map(prost::Message::encoded_len).sum::<usize>() <= PROBLEMS_BYTES_MAX
-        );
-        assert!(compiled.left_out > 0);
     }
 }

@@ -4,13 +4,12 @@
 //! What comes of it is a file that only this agent's scanning workers get: compiled rules are code.
 
 use super::messages::{Answer, CompiledSet, Loaded, PROBLEMS_MAX, Problem};
-use super::process::{Launcher, Note, Process, Report, Work};
+use super::process::{Launcher, Note, Process, Report, Work, for_reading};
 use super::{RuleSet, Source, clip};
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use crossbeam_channel::Sender;
-use rustix::fs::{Mode, OFlags};
 use std::collections::HashMap;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 use vidette_protocol::limits::TEXT_BYTES_MAX;
 
@@ -20,7 +19,7 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(120);
 pub const COMPILE_TIME_MAX: Duration = Duration::from_secs(600);
 /// Deaths by the same file after which it is left out.
 pub const STRIKES_MAX: u32 = 2;
-/// Deaths by no file in particular after which rules are given up.
+/// Deaths by no file in particular from which on the largest file is left out each time.
 pub const DEATHS_MAX: u32 = 3;
 /// Files that may be left out so; with more the rules are given up.
 pub const LEFT_OUT_MAX: usize = 16;
@@ -49,6 +48,14 @@ pub enum Step {
     Failed(String),
     /// No worker can be started, whatever the rules are.
     NoWorker(String),
+}
+
+/// Why a worker did not come to its end.
+enum Fault {
+    /// It died of this, or had to be ended for it.
+    Died(String),
+    /// It said nothing for [`SILENCE_MAX`].
+    Silent,
 }
 
 /// One set of rules on its way.
@@ -126,18 +133,21 @@ impl Compiler {
         (self.current, self.last_words, self.heard, self.looked) = (None, None, now, now);
         match self.start_worker(launcher, generation, told) {
             Ok(()) => Step::Working,
-            Err(error) => {
-                self.starts_failed += 1;
-                let reason = format!("the compiler could not be started: {error:#}");
-                if self.starts_failed >= DEATHS_MAX { Step::NoWorker(reason) } else { Step::Died(reason) }
-            }
+            Err(error) => self.not_started(format!("the compiler could not be started: {error:#}")),
         }
+    }
+
+    /// No rule is to blame, and without a worker none can be.
+    fn not_started(&mut self, reason: String) -> Step {
+        self.starts_failed += 1;
+        if self.starts_failed >= DEATHS_MAX { Step::NoWorker(reason) } else { Step::Died(reason) }
     }
 
     fn start_worker(&mut self, launcher: &Launcher, generation: u64, told: &Sender<Note>) -> Result<()> {
         let out = launcher.scratch()?;
         let process = Process::start(launcher, self.work, generation, told)?;
-        process.compile(&self.rules, &self.version, out.as_fd())?;
+        // Each alone once: a second death by none says that it is all of them.
+        process.compile(&self.rules, &self.version, self.deaths == 1, out.as_fd())?;
         (self.process, self.out) = (Some(process), Some(out));
         Ok(())
     }
@@ -147,13 +157,13 @@ impl Compiler {
         self.heard = now;
         match report {
             Report::Answer(Answer::Compiling(number)) => {
-                self.current = usize::try_from(number).ok();
+                self.current = number.and_then(|number| usize::try_from(number).ok());
                 Step::Working
             }
             Report::Answer(Answer::Ready(ready)) if ready.failure.is_empty() => Step::Working,
             Report::Answer(Answer::Ready(ready)) => {
-                self.last_words = Some(ready.failure);
-                Step::Working
+                drop(self.stop(false));
+                self.not_started(format!("the compiler could not shut itself in: {}", ready.failure))
             }
             Report::Answer(Answer::Dying(reason)) => {
                 self.last_words = Some(reason);
@@ -181,7 +191,8 @@ impl Compiler {
             return Step::Failed(format!("compiling took more than {} s", COMPILE_TIME_MAX.as_secs()));
         }
         if self.process.is_some() && self.heard + SILENCE_MAX <= now {
-            return self.end(format!("nothing happened for {} s", SILENCE_MAX.as_secs()), false);
+            drop(self.stop(false));
+            return self.gone(&Fault::Silent);
         }
         if self.looked + patience <= now {
             self.looked = now;
@@ -215,36 +226,56 @@ impl Compiler {
         let ended = self.stop(hung_up);
         let words = [Some(reason), self.last_words.take(), ended].into_iter().flatten();
         let words: Vec<String> = words.filter(|word| !word.is_empty()).collect();
-        self.died(words.join(", "))
+        self.gone(&Fault::Died(words.join(", ")))
     }
 
-    /// A file that kills it twice is left out; when nobody knows which, three times are enough.
-    fn died(&mut self, cause: String) -> Step {
+    /// A file that ends it twice is left out. When nobody knows which, each is tried alone next; when none of them is
+    /// it, they are too much together, and the largest goes.
+    fn gone(&mut self, fault: &Fault) -> Step {
         let name = self.current.and_then(|at| self.rules.sources().get(at)).map(|file| file.name.clone());
         let Some(name) = name else {
             self.deaths += 1;
-            let reason = format!("the compiler died: {cause}");
-            return if self.deaths >= DEATHS_MAX { Step::Failed(reason) } else { Step::Died(reason) };
+            let reason = fault.of_all();
+            return if self.deaths < DEATHS_MAX {
+                Step::Died(reason)
+            } else {
+                self.leave_out_largest(&reason)
+            };
         };
-        let reason = format!("the compiler died in the rule file {name}: {cause}");
+        let reason = fault.of_file(&name);
         let strikes = self.strikes.entry(name.clone()).or_default();
         *strikes += 1;
         if *strikes >= STRIKES_MAX {
             if self.left_out.len() >= LEFT_OUT_MAX {
                 return Step::Failed(reason);
             }
-            self.leave_out(&name, &cause);
+            self.leave_out(&name, &fault.of_this());
         }
         Step::Died(reason)
     }
 
-    fn leave_out(&mut self, name: &str, cause: &str) {
+    fn leave_out_largest(&mut self, reason: &str) -> Step {
+        let largest = self.rules.sources().iter().max_by_key(|file| file.text.len());
+        let (true, Some(largest)) = (self.rules.sources().len() > 1, largest) else {
+            return Step::Failed(reason.to_owned());
+        };
+        if self.left_out.len() >= LEFT_OUT_MAX {
+            return Step::Failed(reason.to_owned());
+        }
+        let name = largest.name.clone();
+        let message = format!(
+            "the file is left out as the largest of rules that are too much together ({reason}); use fewer rules"
+        );
+        self.leave_out(&name, &message);
+        Step::Died(format!("{reason}; the largest file, {name}, is left out"))
+    }
+
+    fn leave_out(&mut self, name: &str, message: &str) {
         let files = self.rules.sources().iter().filter(|file| file.name != name);
         self.rules = RuleSet::new(files.cloned().collect::<Vec<Source>>());
-        let message = format!("the file kills the compiler: {cause}");
         self.left_out.push(Problem {
             file: name.to_owned(),
-            message: clip(&message, TEXT_BYTES_MAX),
+            message: clip(message, TEXT_BYTES_MAX),
             error: true,
             ..Problem::default()
         });
@@ -257,15 +288,41 @@ impl Compiler {
     }
 }
 
+impl Fault {
+    fn of_all(&self) -> String {
+        match self {
+            Self::Died(cause) => format!("the compiler died: {cause}"),
+            Self::Silent => {
+                format!("all rule files together took more than {} s to compile", SILENCE_MAX.as_secs())
+            }
+        }
+    }
+
+    fn of_file(&self, name: &str) -> String {
+        match self {
+            Self::Died(cause) => format!("the compiler died in the rule file {name}: {cause}"),
+            Self::Silent => {
+                let seconds = SILENCE_MAX.as_secs();
+                format!(
+                    "the rule file {name} took more than {seconds} s to compile; the compiler was replaced"
+                )
+            }
+        }
+    }
+
+    /// Said of a file that is left out.
+    fn of_this(&self) -> String {
+        match self {
+            Self::Died(cause) => format!("the file kills the compiler: {cause}"),
+            Self::Silent => {
+                format!("the file takes too long to compile: more than {} s", SILENCE_MAX.as_secs())
+            }
+        }
+    }
+}
+
 impl Drop for Compiler {
     fn drop(&mut self) {
         self.stop(false);
     }
-}
-
-/// The same file, for reading alone: nobody who gets it can change what others load.
-fn for_reading(file: &OwnedFd) -> Result<OwnedFd> {
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .context("could not open the compiled rules again")
 }

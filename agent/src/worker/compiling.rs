@@ -7,7 +7,7 @@
 use super::compile::{self, Compiled};
 use super::inside::{end_on_panic, enter, receive, say};
 use super::messages::{self, Ask, Compile, CompiledSet, Loaded, RuleFile, RuleFiles, Say};
-use super::{RULES_BYTES_MAX, channel};
+use super::{RULES_BYTES_MAX, channel, problems};
 use crate::sys::sandbox::{Duty, Violation};
 use anyhow::{Context as _, Result, bail, ensure};
 use prost::Message as _;
@@ -58,11 +58,17 @@ fn compile_all(
     files: &[RuleFile],
     out: &OwnedFd,
 ) -> Result<messages::Compiled> {
-    let mut begin = |number: usize| {
+    let mut begin = |number: Option<usize>| {
+        let number = number.and_then(|number| u32::try_from(number).ok());
         // The parent is gone when this fails; the end of the socket is noticed later.
-        let _ = say(socket, Say::Compiling(u32::try_from(number).unwrap_or(u32::MAX)));
+        let _ = say(socket, Say::Compiling(number.unwrap_or(messages::JOINTLY)));
     };
-    let Compiled { rules, problems, left_out, usable } = compile::compile(files, &mut begin);
+    if request.each {
+        compile::try_each(files, &mut begin);
+    }
+    let Compiled { rules, mut problems, left_out, usable } = compile::compile(files, &mut begin);
+    problems.extend(problems::unknown_severities(&rules, files));
+    let left_out = left_out.saturating_add(problems::bound(&mut problems));
     let loaded = Loaded {
         version: request.version,
         rules: u32::try_from(rules.iter().count()).unwrap_or(u32::MAX),

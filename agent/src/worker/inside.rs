@@ -3,6 +3,7 @@
 //! Its socket is descriptor 0. It opens nothing and knows no path. A panic anywhere ends the whole process: what the
 //! parent must not get is a worker that lives on with half of its threads.
 
+use super::clean::Table;
 use super::messages::{
     ANSWER_BYTES_MAX, Ask, Load, REQUEST_BYTES_MAX, RawAnswer, Ready, Request, Say, ScanRequest, Scanned,
     ScannedFiles,
@@ -40,16 +41,18 @@ pub fn run(violation: Violation) -> Result<ExitCode> {
     end_on_panic(socket);
     enter(socket, violation, Duty::Scan)?;
     let Some((ask, descriptors)) = receive(socket)? else { return Ok(ExitCode::SUCCESS) };
-    let Ask::Load(Load { version, threads, sets }) = ask else {
+    let Ask::Load(Load { version, threads, sets, clean }) = ask else {
         bail!("the agent sent a file before the rules")
     };
-    let file = descriptors.into_iter().next().context("the agent sent no rules")?;
+    let mut descriptors = descriptors.into_iter();
+    let file = descriptors.next().context("the agent sent no rules")?;
+    let seen = Seen::new(clean.zip(descriptors.next()).and_then(|(table, file)| Table::handed(file, &table)));
     let sets = Sets::new(file, sets);
     // The others when the first file needs them.
     sets.load_common().map_err(|error| last_words(socket, error))?;
     say(socket, Say::Loaded(version))?;
     let threads = usize::try_from(threads).unwrap_or(1).clamp(1, THREADS_MAX);
-    serve(socket, &sets, threads)
+    serve(socket, &sets, &seen, threads)
 }
 
 /// Closes the sandbox and says so.
@@ -98,20 +101,26 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Ask, Vec<OwnedFd
 }
 
 /// The scanners borrow the rules and live on their threads: scope owns both.
-fn serve(socket: BorrowedFd<'_>, sets: &Sets, threads: usize) -> Result<ExitCode> {
-    let (work, seen) = (Work::new(threads, TELLING), Seen::default());
+fn serve(socket: BorrowedFd<'_>, sets: &Sets, seen: &Seen, threads: usize) -> Result<ExitCode> {
+    let work = Work::new(threads, TELLING);
     std::thread::scope(|scope| {
-        for number in 0..threads {
-            let (work, seen) = (&work, &seen);
-            std::thread::Builder::new()
-                .name("scanner".into())
-                .stack_size(STACK_BYTES)
-                .spawn_scoped(scope, move || scan_all(socket, sets, seen, work, number))
-                .context("could not start a scanner thread")?;
+        let start = |number| {
+            let work = &work;
+            let scanner = std::thread::Builder::new().name("scanner".into()).stack_size(STACK_BYTES);
+            let started =
+                scanner.spawn_scoped(scope, move || scan_all(socket, sets, seen, work, number)).map(drop);
+            started.context("could not start a scanner thread")
+        };
+        let ended = (0..threads).try_for_each(start).and_then(|()| hand_out(socket, &work));
+        // Not by returning: scope would wait for threads that wait for files for ever. When the parent has closed, nobody
+        // waits for what is still being scanned either.
+        match ended {
+            Ok(()) => std::process::exit(0),
+            Err(error) => {
+                last_words(socket, error);
+                std::process::exit(1)
+            }
         }
-        hand_out(socket, &work)?;
-        // The parent has closed: nobody waits for what is still being scanned.
-        std::process::exit(0)
     })
 }
 

@@ -18,7 +18,7 @@ pub fn to_wire(rule: &Rule<'_, '_>, base: u64) -> wire::RuleMatch {
     let mut out = wire::RuleMatch {
         name: clip(rule.identifier(), NAME_BYTES_MAX),
         namespace: clip(rule.namespace(), PATH_BYTES_MAX),
-        severity: wire::Severity::Medium as i32,
+        severity: severity_of(rule).0 as i32,
         tags: rule.tags().take(LIST_MAX).map(|tag| clip(tag.identifier(), NAME_BYTES_MAX)).collect(),
         patterns: patterns(rule, base),
         ..Default::default()
@@ -48,14 +48,35 @@ fn set(out: &mut wire::RuleMatch, key: &str, value: &str) {
         "description" => out.description = text(),
         "author" => out.author = text(),
         "reference" => out.reference = text(),
-        "severity" => {
-            if let Some(severity) = severity(value) {
-                out.severity = severity as i32;
-            }
-        }
         "technique" | "mitre_attack" | "attack" => add_techniques(&mut out.techniques, value),
         // Rules carry keys of their authors' own.
         _ => {}
+    }
+}
+
+/// What a rule says of itself, the last word that is one; and the words that are none. Medium when it says nothing.
+#[must_use]
+pub fn severity_of(rule: &Rule<'_, '_>) -> (wire::Severity, Vec<String>) {
+    let (mut found, mut unknown) = (wire::Severity::Medium, Vec::new());
+    for (_, value) in rule.metadata().filter(|(key, _)| *key == "severity") {
+        let word = text(&value).unwrap_or_else(|| "bytes".to_owned());
+        match severity(&word) {
+            Some(severity) => found = severity,
+            None => unknown.push(word),
+        }
+    }
+    (found, unknown)
+}
+
+/// As a rule may write it.
+#[must_use]
+pub fn severity_word(severity: wire::Severity) -> &'static str {
+    match severity {
+        wire::Severity::Info => "info",
+        wire::Severity::Low => "low",
+        wire::Severity::Medium | wire::Severity::Unspecified => "medium",
+        wire::Severity::High => "high",
+        wire::Severity::Critical => "critical",
     }
 }
 

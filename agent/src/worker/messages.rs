@@ -58,6 +58,29 @@ pub struct Compile {
     /// The version of the rule set.
     #[prost(string, tag = "1")]
     pub version: String,
+    /// Each file is tried alone first: nobody knows yet which one kills compilers.
+    #[prost(bool, tag = "2")]
+    pub each: bool,
+}
+
+/// No rule file's number.
+pub const JOINTLY: u32 = u32::MAX;
+
+/// How to look for digests in a table of `clean`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CleanTable {
+    /// 32 bytes, of its fingerprints and checksums.
+    #[prost(bytes = "vec", tag = "1")]
+    pub key: Vec<u8>,
+    /// Buckets of states of files.
+    #[prost(uint64, tag = "2")]
+    pub files: u64,
+    /// Buckets of digests.
+    #[prost(uint64, tag = "3")]
+    pub digests: u64,
+    /// 8 bytes: the rules that count.
+    #[prost(bytes = "vec", tag = "4")]
+    pub version: Vec<u8>,
 }
 
 /// With the file that a compiling worker wrote.
@@ -72,6 +95,9 @@ pub struct Load {
     /// Where in the file what is.
     #[prost(message, repeated, tag = "3")]
     pub sets: Vec<CompiledSet>,
+    /// A second descriptor: what is known to be clean.
+    #[prost(message, optional, tag = "4")]
+    pub clean: Option<CleanTable>,
 }
 
 /// Compiled rules for some classes of files, as a part of a file.
@@ -161,7 +187,7 @@ pub enum Say {
     /// Its last words: why it ends itself.
     #[prost(string, tag = "4")]
     Dying(String),
-    /// The rule file, by its number, that is being compiled now.
+    /// The rule file, by its number, that is being compiled now; [`JOINTLY`] when it is all of them.
     #[prost(uint32, tag = "5")]
     Compiling(u32),
     /// The rules are compiled.
@@ -240,6 +266,21 @@ pub struct Problem {
     /// The file was left out because of it; else a warning.
     #[prost(bool, tag = "6")]
     pub error: bool,
+    /// The rule that it is in; empty when it is in none, or nobody knows.
+    #[prost(string, tag = "7")]
+    pub rule: String,
+}
+
+impl Problem {
+    /// `file:line:column: in rule name: message`, as far as it is known. Not escaped.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        let Self { file, line, column, rule, message, .. } = self;
+        // Of the file as a whole when there is no line.
+        let place = if *line == 0 { String::new() } else { format!(":{line}:{column}") };
+        let of_rule = if rule.is_empty() { String::new() } else { format!("in rule {rule}: ") };
+        format!("{file}{place}: {of_rule}{message}")
+    }
 }
 
 /// One file's verdict.
@@ -281,6 +322,12 @@ pub struct Scanned {
     /// See [`Scan::whole`].
     #[prost(bool, tag = "16")]
     pub whole: bool,
+    /// See [`Scan::lasting`].
+    #[prost(bool, tag = "17")]
+    pub lasting: bool,
+    /// See [`Scan::of_the_day`].
+    #[prost(bool, tag = "18")]
+    pub of_the_day: bool,
 }
 
 /// An answer that was checked.
@@ -292,8 +339,8 @@ pub enum Answer {
     Loaded(String),
     /// Verdicts, each with the request that it answers; the pool knows whether there is one. At least one.
     Scanned(Vec<(u64, Scan)>),
-    /// The rule file, by its number, that is being compiled now.
-    Compiling(u32),
+    /// The rule file, by its number, that is being compiled now; none when it is all of them.
+    Compiling(Option<u32>),
     /// The rules are compiled, and where what is.
     Compiled(Loaded, Vec<CompiledSet>),
     /// It ends itself; the text is bounded, not trusted.
@@ -334,7 +381,7 @@ impl Answer {
                 files.into_iter().map(check_scanned).collect::<Result<_, _>>().map(Self::Scanned)
             }
             Say::Scanned(_) => Err(Hostile::Field("number of files")),
-            Say::Compiling(number) => Ok(Self::Compiling(number)),
+            Say::Compiling(number) => Ok(Self::Compiling((number != JOINTLY).then_some(number))),
             Say::Compiled(compiled) => check_compiled(compiled),
             Say::Dying(reason) => {
                 at_most(&[(&reason, TEXT_BYTES_MAX)], "text")?;
@@ -370,6 +417,7 @@ fn check_loaded(loaded: Loaded) -> Result<Loaded, Hostile> {
         let texts = [
             (&problem.file, PATH_BYTES_MAX),
             (&problem.code, NAME_BYTES_MAX),
+            (&problem.rule, NAME_BYTES_MAX),
             (&problem.message, TEXT_BYTES_MAX),
         ];
         at_most(&texts, "problem")?;
@@ -416,8 +464,45 @@ fn check_scanned(scanned: Scanned) -> Result<(u64, Scan), Hostile> {
         scan_us: scanned.scan_us,
         scanned_bytes: scanned.scanned_bytes,
         stable: scanned.stable,
+        lasting: scanned.lasting,
+        of_the_day: scanned.of_the_day,
     };
     Ok((scanned.id, scan))
+}
+
+/// A verdict to be kept on disk, as a worker would send it.
+#[must_use]
+pub fn encode_kept(scan: &Scan) -> Vec<u8> {
+    fn bytes<const N: usize>(digest: Option<[u8; N]>) -> Vec<u8> {
+        digest.map(Vec::from).unwrap_or_default()
+    }
+    let scanned = Scanned {
+        id: 0,
+        verdict: scan.verdict as i32,
+        blake3: bytes(scan.blake3),
+        sha256: bytes(scan.sha256),
+        rules: scan.rules.clone(),
+        detail: scan.detail.clone(),
+        scan_us: scan.scan_us,
+        scanned_bytes: scan.scanned_bytes,
+        stable: scan.stable,
+        sha1: bytes(scan.sha1),
+        md5: bytes(scan.md5),
+        whole: scan.whole,
+        lasting: scan.lasting,
+        of_the_day: scan.of_the_day,
+    };
+    scanned.encode_to_vec()
+}
+
+/// A verdict that was kept, checked as if a worker had sent it now: the disk is not to be trusted either.
+#[must_use]
+pub fn decode_kept(bytes: &[u8]) -> Option<Scan> {
+    if bytes.len() > ANSWER_BYTES_MAX {
+        return None;
+    }
+    let scanned = Scanned::decode(bytes).ok()?;
+    check_scanned(scanned).ok().map(|(_, scan)| scan)
 }
 
 fn digest<const N: usize>(bytes: &[u8]) -> Result<Option<[u8; N]>, Hostile> {
@@ -458,6 +543,8 @@ mod tests {
                 ..Default::default()
             }],
             stable: true,
+            lasting: true,
+            of_the_day: false,
             ..Default::default()
         }
     }

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The parent's half assumes nothing of the other: answers are decoded as hostile input. The worker's half assumes
-//! nothing of files. `yara-x` is used here only, and of these files only by `compile`, `compiling`, `sets`, `matches`,
-//! `scan` and `routing::compare`.
+//! nothing of files. `yara-x` is used here only, and of these files only by `compile`, `compiling`, `problems`, `sets`,
+//! `matches`, `scan` and `routing::compare`.
 
 /// What the two halves say to each other.
 pub mod messages;
@@ -19,6 +19,8 @@ pub mod pool;
 pub mod flight;
 /// Files that killed it, not to be tried again.
 pub mod poison;
+/// What is known of files, on disk.
+pub mod clean;
 /// One worker process as its parent sees it.
 pub mod process;
 /// Rules, compiled by a worker of their own.
@@ -27,6 +29,8 @@ pub mod compiler;
 pub mod compiling;
 /// Rule sources to rules.
 pub mod compile;
+/// What is wrong with them, and where.
+mod problems;
 /// Rules sorted by the first bytes of the files that they can match.
 pub mod routing;
 /// The scanning worker's half.
@@ -155,6 +159,10 @@ pub struct Scan {
     pub scanned_bytes: u64,
     /// The file was the same before and after it was read.
     pub stable: bool,
+    /// The same content has the same verdict when it is asked again: no scan was cut short.
+    pub lasting: bool,
+    /// A rule that it was scanned with asks for the time: the verdict is of its day.
+    pub of_the_day: bool,
 }
 
 /// `vidette-agent worker`: not for people.

@@ -6,6 +6,7 @@
 //!
 //! Rules are compiled first, by a worker of their own; while new ones are, the old ones go on.
 
+use super::clean::{Table, with_lists};
 use super::compiler::{Compiled, Compiler, Step};
 use super::flight::{Blame, Flight, Job};
 use super::messages::{Answer, FILES_AT_ONCE_MAX, Loaded, Ready, ScanRequest};
@@ -69,6 +70,10 @@ pub struct Settings {
     pub batch: usize,
     /// What the worker computes for hash lists: bits of [`super::digests`].
     pub digests: u32,
+    /// Their version; none where there are none.
+    pub lists_version: String,
+    /// Where the worker may look for content that is known to be clean.
+    pub clean: Option<Arc<Table>>,
 }
 
 impl Settings {
@@ -85,6 +90,8 @@ impl Settings {
             poison: Poison::default(),
             batch: FILES_AT_ONCE_MAX,
             digests: 0,
+            lists_version: String::new(),
+            clean: None,
         }
     }
 }
@@ -187,9 +194,7 @@ impl Pool {
     #[must_use]
     pub fn new(mut settings: Settings) -> Self {
         settings.size_max_bytes = settings.size_max_bytes.clamp(2, SIZE_BYTES_MAX);
-        // Each thread holds one file; together they must leave room for rules.
-        let fitting = usize::try_from(FILES_BYTES_MAX / settings.size_max_bytes).unwrap_or(THREADS_MAX);
-        settings.threads = settings.threads.clamp(1, THREADS_MAX.min(fitting));
+        settings.threads = settings.threads.clamp(1, threads_max(settings.size_max_bytes));
         let (told, notes) = bounded(NOTES_MAX);
         Self {
             flight: Flight::new(settings.threads, settings.batch, settings.timeout + GRACE),
@@ -233,9 +238,16 @@ impl Pool {
         self.compiled.clone()
     }
 
-    /// What the worker computes of files that it is handed from now on: bits of [`super::digests`].
-    pub fn want_digests(&mut self, digests: u32) {
+    /// What the worker computes of files that it is handed from now on, bits of [`super::digests`], for lists of this
+    /// version.
+    pub fn want_digests(&mut self, digests: u32, lists_version: &str) {
         self.settings.digests = digests;
+        lists_version.clone_into(&mut self.settings.lists_version);
+    }
+
+    /// Where workers that are started from now on may look for content that is known to be clean.
+    pub fn look_in(&mut self, clean: Option<Arc<Table>>) {
+        self.settings.clean = clean;
     }
 
     /// To select on; each note goes to [`Self::note`].
@@ -495,7 +507,8 @@ impl Pool {
         };
         self.previous = None;
         self.proven = true;
-        self.wanted = false;
+        // These may be the ones before: others are being compiled, and somebody waits for them.
+        self.wanted &= version != self.version;
         (self.deaths, self.load_deaths) = (0, 0);
         self.stage = match std::mem::replace(&mut self.stage, Stage::Stopped) {
             Stage::Loading(process, _) => {
@@ -605,7 +618,9 @@ impl Pool {
         let work = if self.settings.background { Work::Sweep } else { Work::Scan };
         let started = Process::start(&self.settings.launcher, work, self.generation, &self.told);
         let loaded = started.and_then(|process| {
-            process.load(&compiled, self.settings.threads)?;
+            let version = with_lists(&compiled.loaded.version, &self.settings.lists_version);
+            let clean = self.settings.clean.as_deref().map(|table| (table, version));
+            process.load(&compiled, self.settings.threads, clean)?;
             Ok(process)
         });
         match loaded {
@@ -767,6 +782,14 @@ impl Pool {
             }
         }
     }
+}
+
+/// Scans in flight while files up to this size are scanned whole: each thread holds one, and together they must leave
+/// room for rules.
+#[must_use]
+pub fn threads_max(size_max_bytes: u64) -> usize {
+    let fitting = FILES_BYTES_MAX / size_max_bytes.clamp(2, SIZE_BYTES_MAX);
+    usize::try_from(fitting).unwrap_or(THREADS_MAX).clamp(1, THREADS_MAX)
 }
 
 /// Whether the other end of its socket is closed.

@@ -2,6 +2,7 @@
 //!
 //! A thread for each process turns what arrives on its socket into notes for the pool's channel.
 
+use super::clean::{Table, version_of};
 use super::compiler::Compiled;
 use super::messages::{
     ANSWER_BYTES_MAX, Answer, Ask, Compile, Load, Request, RuleFile, RuleFiles, ScanFiles, ScanRequest,
@@ -13,7 +14,7 @@ use crossbeam_channel::Sender;
 use prost::Message as _;
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -216,22 +217,27 @@ impl Process {
     ///
     /// # Errors
     /// The worker is gone, or memory is short.
-    pub fn compile(&self, rules: &RuleSet, version: &str, out: BorrowedFd<'_>) -> Result<()> {
+    pub fn compile(&self, rules: &RuleSet, version: &str, each: bool, out: BorrowedFd<'_>) -> Result<()> {
         let memory = seal(rules)?;
-        self.ask(Ask::Compile(Compile { version: version.to_owned() }), &[memory.as_fd(), out])
+        self.ask(Ask::Compile(Compile { version: version.to_owned(), each }), &[memory.as_fd(), out])
     }
 
-    /// Hands a scanning worker its rules.
+    /// Hands a scanning worker its rules, and what is known to be clean by this version of rules and lists.
     ///
     /// # Errors
     /// The worker is gone.
-    pub fn load(&self, rules: &Compiled, threads: usize) -> Result<()> {
+    pub fn load(&self, rules: &Compiled, threads: usize, clean: Option<(&Table, String)>) -> Result<()> {
+        // Without it copies are scanned.
+        let clean = clean.and_then(|(table, version)| table.hand(version_of(&version)).ok());
+        let (file, clean) = clean.unzip();
         let load = Load {
             version: rules.loaded.version.clone(),
             threads: u32::try_from(threads).unwrap_or(1),
             sets: rules.sets.clone(),
+            clean,
         };
-        self.ask(Ask::Load(load), &[rules.file.as_fd()])
+        let files = [Some(rules.file.as_fd()), file.as_ref().map(AsFd::as_fd)];
+        self.ask(Ask::Load(load), &files.into_iter().flatten().collect::<Vec<_>>())
     }
 
     /// Hands it files.
@@ -333,4 +339,11 @@ fn seal(rules: &RuleSet) -> Result<OwnedFd> {
     )
     .context("could not seal the rules")?;
     Ok(memory)
+}
+
+/// The same file, for reading alone: nobody who gets it can change what others load.
+pub(super) fn for_reading(file: &impl AsRawFd) -> Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .context("could not open a file again for a worker")
 }

@@ -6,6 +6,7 @@
 use super::messages::{ScanRequest, Scanned};
 use super::sets::{Scanners, Seen};
 use super::{clip, digests, matches};
+use crate::sys::memory;
 use md5::Md5;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -21,8 +22,9 @@ use yara_x::ScanError;
 pub const MATCHES_PER_PATTERN_MAX: usize = 1000;
 /// How a buffer grows. Bytes.
 const READ_BYTES: usize = 1 << 20;
-/// A buffer that grew beyond it is given back after the scan. Bytes.
-const BUFFER_KEPT_BYTES_MAX: usize = 8 << 20;
+/// After a scan of more, buffer, scanner and free memory are given back. A new scanner costs what some small files
+/// cost, and less than such a scan. Bytes.
+const KEPT_BYTES_MAX: usize = 2 << 20;
 /// Runs of data that are read of a sparse file; what is behind them is left out.
 const RUNS_MAX: usize = 64;
 /// The scanner's clock ticks once a second and may tick at once: less would end scans that just began.
@@ -35,6 +37,8 @@ pub const HASHED_BYTES_MAX: u64 = 1 << 30;
 #[derive(Default)]
 struct Findings {
     rules: Vec<RuleMatch>,
+    /// Some rules ask for the time.
+    of_the_day: bool,
     digests: Digests,
     bytes: u64,
 }
@@ -76,6 +80,44 @@ impl Digests {
     }
 }
 
+/// What of a file is scanned.
+#[derive(Clone, Copy)]
+enum Which {
+    /// From its begin on.
+    Begin,
+    /// All that is no hole.
+    Data,
+    /// The first of that.
+    SomeData,
+    /// Head and tail.
+    Ends,
+}
+
+/// A file that was not scanned whole.
+struct Part {
+    size: u64,
+    which: Which,
+}
+
+impl Part {
+    fn words(&self, scanned: u64) -> String {
+        let size = self.size;
+        match self.which {
+            Which::Begin => format!("truncated: {scanned} of {size} bytes were scanned, as it grew"),
+            Which::Ends => format!("truncated: {scanned} of {size} bytes were scanned, at its head and tail"),
+            Which::SomeData => {
+                format!("truncated: {scanned} of {size} bytes were scanned, the first data of a sparse file")
+            }
+            Which::Data => {
+                let holes = size.saturating_sub(scanned);
+                format!(
+                    "sparse: all its data were scanned, {scanned} bytes, and not its holes, {holes} bytes of zeros"
+                )
+            }
+        }
+    }
+}
+
 /// A file that could not be scanned: its verdict, and why.
 type Failure = (Verdict, String);
 
@@ -95,8 +137,10 @@ pub fn scan(
             Scanned { verdict: verdict as i32, detail: clip(&detail, TEXT_BYTES_MAX), ..Default::default() }
         }
     };
-    if buffer.capacity() > BUFFER_KEPT_BYTES_MAX {
+    if buffer.capacity() > KEPT_BYTES_MAX {
+        scanners.drop_for(buffer);
         *buffer = Vec::new();
+        memory::give_back();
     }
     answer.id = request.id;
     answer.scan_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -128,8 +172,9 @@ fn verdict(
     for (offset, length) in parts {
         read(file, (offset, length), size, buffer, deadline)?;
         findings.hash(buffer);
-        let (scanner, lasting) = scanners.for_content(buffer);
-        let digest = (whole && lasting).then(|| *findings.digests.blake3.finalize().as_bytes());
+        let (scanner, of_the_day) = scanners.for_content(buffer);
+        findings.of_the_day |= of_the_day;
+        let digest = (whole && !of_the_day).then(|| *findings.digests.blake3.finalize().as_bytes());
         if digest.is_some_and(|digest| seen.has(&digest)) {
             break;
         }
@@ -150,14 +195,17 @@ fn verdict(
     let size = size.max(u64::try_from(after.st_size).unwrap_or(0));
     let truncated = size > request.size_max_bytes && size > findings.bytes;
     findings.digests.whole = !truncated;
+    let part = truncated.then_some(Part { size, which });
     let mut unasked = "";
-    if truncated && request.digests != 0 {
+    // Whoever looks for this file elsewhere needs the digest of all of it.
+    if truncated && (request.digests != 0 || !findings.rules.is_empty()) {
         match hash_whole(file, size, request.digests, deadline, buffer) {
             Ok(digests) => findings.digests = digests,
-            Err(reason) => unasked = reason,
+            Err(reason) if request.digests != 0 => unasked = reason,
+            Err(_) => {}
         }
     }
-    Ok(findings.conclude(ended, truncated.then_some((size, which)), stable, request.digests, unasked))
+    Ok(findings.conclude(ended, part, stable, request.digests, unasked))
 }
 
 /// The digests of a file that is scanned in parts only, read once more in blocks; or why not.
@@ -192,39 +240,47 @@ fn hash_whole(
     Err("; the hash lists were not asked, for it grew over 1 GiB")
 }
 
-/// Offsets and lengths, and in words which: the whole file; or runs of data of a sparse one; or head and tail.
-fn parts(file: &OwnedFd, stat: &rustix::fs::Stat, size: u64, max: u64) -> (Vec<(u64, u64)>, &'static str) {
+/// Offsets and lengths, and which they are: the whole file; or runs of data of a sparse one; or head and tail.
+fn parts(file: &OwnedFd, stat: &rustix::fs::Stat, size: u64, max: u64) -> (Vec<(u64, u64)>, Which) {
     if size <= max {
         // One that grows while it is read is read up to the limit.
-        return (vec![(0, max)], "as it grew");
+        return (vec![(0, max)], Which::Begin);
     }
     // st_blocks counts units of 512 bytes (stat(2)).
     let stored = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
     if stored < size / 2
-        && let Some(runs) = data_runs(file, size, max)
+        && let Some((runs, all)) = data_runs(file, size, max)
     {
-        return (runs, "the data of a sparse file");
+        return (runs, if all { Which::Data } else { Which::SomeData });
     }
     let tail = max / 2;
-    (vec![(0, max - tail), (size - tail, tail)], "at its head and tail")
+    (vec![(0, max - tail), (size - tail, tail)], Which::Ends)
 }
 
-/// Where a sparse file has data (lseek(2), SEEK_DATA), up to `max` bytes of it; `None` where nobody knows.
-fn data_runs(file: &OwnedFd, size: u64, max: u64) -> Option<Vec<(u64, u64)>> {
+/// Where a sparse file has data (lseek(2), SEEK_DATA), up to `max` bytes of it, and whether that is all; `None` where
+/// nobody knows.
+fn data_runs(file: &OwnedFd, size: u64, max: u64) -> Option<(Vec<(u64, u64)>, bool)> {
     let (mut runs, mut at, mut left) = (Vec::new(), 0, max);
-    while at < size && left > 0 && runs.len() < RUNS_MAX {
+    while at < size {
         let from = match rustix::fs::seek(file, SeekFrom::Data(at)) {
             Ok(from) => from,
             // Only a hole is left.
             Err(Errno::NXIO) => break,
             Err(_) => return None,
         };
+        if left == 0 || runs.len() >= RUNS_MAX {
+            return Some((runs, false));
+        }
         let to = rustix::fs::seek(file, SeekFrom::Hole(from)).ok()?.min(size);
-        let length = to.checked_sub(from).filter(|length| *length > 0)?.min(left);
+        let stretch = to.checked_sub(from).filter(|length| *length > 0)?;
+        let length = stretch.min(left);
         runs.push((from, length));
+        if length < stretch {
+            return Some((runs, false));
+        }
         (at, left) = (to, left - length);
     }
-    Some(runs)
+    Some((runs, true))
 }
 
 fn read(
@@ -292,27 +348,31 @@ impl Findings {
     fn conclude(
         mut self,
         ended: Result<(), ScanError>,
-        truncated: Option<(u64, &str)>,
+        part: Option<Part>,
         stable: bool,
         asked: u32,
         unasked: &str,
     ) -> Scanned {
         matches::order_and_bound(&mut self.rules);
+        let (failed, size) = (ended.is_err(), part.as_ref().map(|part| part.size));
         let (verdict, mut detail) = match ended {
             // Bytes before the timeout that matched are still a match.
             _ if !self.rules.is_empty() => (Verdict::Matched, String::new()),
             Err(ScanError::Timeout) => (Verdict::TimedOut, "the scan took too long".to_owned()),
             Err(error) => (Verdict::Failed, format!("the scan failed: {error}")),
-            Ok(()) if truncated.is_some() => (Verdict::TooLarge, String::new()),
+            Ok(()) if part.is_some() => (Verdict::TooLarge, String::new()),
             Ok(()) => (Verdict::Clean, String::new()),
         };
-        if let Some((size, which)) = truncated
+        if let Some(part) = part
             && detail.is_empty()
         {
-            detail = format!("truncated: {} of {size} bytes were scanned, {which}{unasked}", self.bytes);
+            detail = part.words(self.bytes) + unasked;
         }
         let matched = verdict == Verdict::Matched;
         let digests = self.digests;
+        // Of what was to be hashed as a whole, and could have been.
+        let unhashed = |size| (matched || asked != 0) && !digests.whole && size <= HASHED_BYTES_MAX;
+        let cut_short = failed || size.is_some_and(unhashed);
         Scanned {
             verdict: verdict as i32,
             blake3: digests.blake3.finalize().as_bytes().to_vec(),
@@ -324,6 +384,8 @@ impl Findings {
             detail: clip(&detail, TEXT_BYTES_MAX),
             scanned_bytes: self.bytes,
             stable,
+            lasting: !cut_short,
+            of_the_day: self.of_the_day,
             ..Default::default()
         }
     }

@@ -4,6 +4,7 @@
 //! The bytes come from a compiling worker of the same agent. They are loaded only with the digest that the agent names:
 //! a damaged file of compiled rules is as good as somebody else's code.
 
+use super::clean::{Region, Table};
 use super::messages::CompiledSet;
 use super::routing::classes::Class;
 use super::scan::MATCHES_PER_PATTERN_MAX;
@@ -86,17 +87,28 @@ impl<'r> Scanners<'r> {
         Self { sets, scanners: sets.sets.iter().map(|_| None).collect() }
     }
 
-    /// The scanner for content that begins so, and whether its verdict is the same whenever it is asked.
+    /// The scanner for content that begins so, and whether a rule of it asks for the time.
     pub fn for_content(&mut self, head: &[u8]) -> (&mut Scanner<'r>, bool) {
         let (index, sets) = (self.sets.index(head), self.sets);
         let Some(slot) = self.scanners.get_mut(index) else { panic!("there are no compiled rules") };
-        let (scanner, lasting) = slot.get_or_insert_with(|| {
+        let (scanner, of_the_day) = slot.get_or_insert_with(|| {
             let rules = sets.rules(index);
             let mut scanner = Scanner::new(rules);
             scanner.max_matches_per_pattern(MATCHES_PER_PATTERN_MAX).use_mmap(false);
-            (scanner, rules.imports().all(|module| module != MODULE_OF_THE_DAY))
+            (scanner, rules.imports().any(|module| module == MODULE_OF_THE_DAY))
         });
-        (scanner, *lasting)
+        (scanner, *of_the_day)
+    }
+}
+
+impl Scanners<'_> {
+    /// Drops the scanner for content that begins so: it keeps what the modules said of the last file, which for a
+    /// program with many symbols is many times the file.
+    pub fn drop_for(&mut self, head: &[u8]) {
+        let index = self.sets.index(head);
+        if let Some(slot) = self.scanners.get_mut(index) {
+            *slot = None;
+        }
     }
 }
 
@@ -106,21 +118,35 @@ impl std::fmt::Debug for Scanners<'_> {
     }
 }
 
-/// Content that this worker has seen to be clean, by its BLAKE3: a copy of it need not be scanned again. Bounded: when
-/// the newer half is full, the older one goes.
+/// Content that is known to be clean, by its BLAKE3: a copy of it need not be scanned again. What this worker saw is
+/// held, bounded: when the newer half is full, the older one goes. What earlier ones saw is looked for on disk.
 #[derive(Debug, Default)]
-pub struct Seen(Mutex<[HashSet<[u8; 32]>; 2]>);
+pub struct Seen {
+    here: Mutex<[HashSet<[u8; 32]>; 2]>,
+    before: Option<(Table, [u8; 8])>,
+}
 
 impl Seen {
+    /// With what was seen before, and by which rules it must have been.
+    #[must_use]
+    pub fn new(before: Option<(Table, [u8; 8])>) -> Self {
+        Self { before, ..Self::default() }
+    }
+
     /// Whether it was.
     #[must_use]
     pub fn has(&self, digest: &[u8; 32]) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|half| half.contains(digest))
+        let here =
+            self.here.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|half| half.contains(digest));
+        let on_disk = |(table, version): &(Table, [u8; 8])| {
+            table.get(Region::Digests, digest).is_some_and(|entry| entry.version == *version)
+        };
+        here || self.before.as_ref().is_some_and(on_disk)
     }
 
     /// It is.
     pub fn add(&self, digest: [u8; 32]) {
-        let mut halves = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut halves = self.here.lock().unwrap_or_else(PoisonError::into_inner);
         let [newer, older] = &mut *halves;
         if newer.len() >= SEEN_MAX {
             *older = std::mem::take(newer);
@@ -154,8 +180,8 @@ mod tests {
         let good = sets(&bytes, &digest, length);
         good.load_common().unwrap();
         let mut scanners = Scanners::new(&good);
-        let (scanner, lasting) = scanners.for_content(b"hay");
-        assert!(lasting);
+        let (scanner, of_the_day) = scanners.for_content(b"hay");
+        assert!(!of_the_day);
         assert_eq!(scanner.scan(b"hay needle hay").unwrap().matching_rules().count(), 1);
         let mut flipped = bytes.clone();
         flipped[bytes.len() / 2] ^= 1;
@@ -165,10 +191,10 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_with_the_day_does_not_last() {
+    fn what_asks_for_the_time_is_of_the_day() {
         let bytes = compiled("import \"time\" rule a { condition: time.now() > 0 }");
         let sets = sets(&bytes, &blake3::hash(&bytes), bytes.len() as u64);
-        assert!(!Scanners::new(&sets).for_content(b"").1);
+        assert!(Scanners::new(&sets).for_content(b"").1);
     }
 
     #[test]
@@ -177,7 +203,7 @@ mod tests {
         let digest = |number: usize| *blake3::hash(&number.to_le_bytes()).as_bytes();
         (0..=2 * SEEN_MAX).for_each(|number| seen.add(digest(number)));
         assert!(seen.has(&digest(2 * SEEN_MAX)) && seen.has(&digest(SEEN_MAX)) && !seen.has(&digest(0)));
-        let held: usize = seen.0.lock().unwrap().iter().map(HashSet::len).sum();
+        let held: usize = seen.here.lock().unwrap().iter().map(HashSet::len).sum();
         assert!(held <= 2 * SEEN_MAX, "{held}");
     }
 }

@@ -8,10 +8,14 @@
 mod rig;
 /// Rules that loop, eat memory, match without end, kill the compiler, try to get out.
 mod rules;
+/// Rules that only together are too much, or that take too long to compile.
+mod together;
 /// Files that are huge, endless, no files, or on file systems that do not answer.
 mod files;
 /// The worker killed, stopped, replaced on disk, without memory or descriptors.
 mod world;
+/// The limit of open files, reached while they run.
+mod descriptors;
 /// What the whole stage tells of all that.
 mod told;
 #[path = "../fuse/mod.rs"]

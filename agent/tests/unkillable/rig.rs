@@ -127,12 +127,17 @@ pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) {
 /// Runs one test again in a process of its own, with less memory: its workers have the same limit. Whether this is
 /// that process. Changing the limit of a running worker would need CAP_SYS_RESOURCE, which a test may not have.
 pub(crate) fn with_little_memory(test: &str) -> bool {
+    with_memory(test, LITTLE_BYTES)
+}
+
+/// The same with so many bytes.
+pub(crate) fn with_memory(test: &str, bytes: u64) -> bool {
     const INSIDE: &str = "VIDETTE_TEST_WITH_LITTLE_MEMORY";
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
     let mut again = std::process::Command::new("sh");
-    again.args(["-c", &format!("ulimit -d {} && exec \"$@\"", LITTLE_BYTES >> 10), "sh"]);
+    again.args(["-c", &format!("ulimit -d {} && exec \"$@\"", bytes >> 10), "sh"]);
     again.arg(std::env::current_exe().unwrap()).args(["--exact", "--nocapture", test]);
     let output = again.env(INSIDE, "1").output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -142,6 +147,23 @@ pub(crate) fn with_little_memory(test: &str) -> bool {
 
 /// Private writable memory of a process that has little. Bytes.
 pub(crate) const LITTLE_BYTES: u64 = 160 << 20;
+
+/// Sets the soft limit of open files of a running process with our user (prlimit(2)). Returns what it was.
+pub(crate) fn limit_descriptors(pid: u32, most: u64) -> u64 {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap());
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", pid.unwrap().as_raw_nonzero())).unwrap();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let maximum = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    let limit = Rlimit { current: Some(most), maximum: Some(maximum) };
+    let before = prlimit(pid, Resource::Nofile, limit);
+    before.unwrap().current.unwrap()
+}
+
+/// Open files of a running process.
+pub(crate) fn descriptors(pid: u32) -> u64 {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64
+}
 
 /// Children of this process that compile.
 pub(crate) fn compilers() -> Vec<u32> {

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use vidette_agent::worker::poison::{FileKey, Poison};
 use vidette_agent::worker::process::Launcher;
-use vidette_protocol::wire::{HealthState, Verdict, event::Kind};
+use vidette_protocol::wire::{self, HealthState, Verdict, event::Kind};
 
 fn launcher() -> Launcher {
     Launcher::of(Path::new(rig::AGENT)).unwrap()
@@ -45,8 +45,36 @@ fn a_file_that_killed_twice_is_an_alert_and_on_the_list_by_name() {
     assert_eq!(health(&events, "worker").len(), 2, "{events:?}");
 }
 
+/// Each takes a few milliseconds of a file that says so; all of them longer than a scan may.
 #[test]
-fn ten_thousand_slow_rules_are_told_as_one_thing() {
+fn ten_thousand_slow_rules_cost_one_verdict_and_the_next_file_is_scanned() {
+    const RULES: u64 = 10_000;
+    let folder = tempfile::tempdir().unwrap();
+    let rule = |n: u64| {
+        format!(
+            "rule s{n} {{ strings: $m = \"be-slow\" condition: $m and for all i in (0..50000) : ( uint8(i % filesize) + {n} != 99999 ) }}\n"
+        )
+    };
+    let slow: String = (0..RULES).map(rule).collect();
+    let rules = rule_files(folder.path(), &[("marker.yar", MARKER_RULE), ("slow.yar", &slow)]);
+    let stage = stage(rules, launcher(), Poison::default(), rig::SHORT);
+    stage.wait(|state| u64::from(state.rules_count) == RULES + 1);
+    for (path, content) in [("/slow", b"be-slow".as_slice()), ("/next", MARKER), ("/clean", b"clean")] {
+        stage.input.send(written(path, file(content))).unwrap();
+    }
+    let events = stage.end();
+    let found = detections(&events);
+    let told = |path: &str| {
+        let of = |one: &&&wire::Detection| one.file.as_ref().unwrap().path == path.as_bytes();
+        found.iter().find(of).map(|one| one.verdict())
+    };
+    assert_eq!(told("/slow"), Some(Verdict::TimedOut), "by its name: {events:?}");
+    assert_eq!((told("/next"), told("/clean")), (Some(Verdict::Matched), None), "{events:?}");
+    assert!(health(&events, "worker").is_empty() && health(&events, "scan-time").is_empty(), "{events:?}");
+}
+
+#[test]
+fn many_slow_rules_are_told_as_one_thing() {
     let folder = tempfile::tempdir().unwrap();
     // As slow as ten thousand that are a little slow, and compiled before the night.
     let slow: String = (0..200)
@@ -63,9 +91,12 @@ fn ten_thousand_slow_rules_are_told_as_one_thing() {
             .unwrap();
     }
     stage.input.send(written("/next", file(MARKER))).unwrap();
+    // `status` says the same for as long as it is so.
+    let shown = stage.wait(|state| !state.scan_time.is_empty()).scan_time;
     let events = stage.end();
     let told = health(&events, "scan-time");
     assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(shown, told[0].1);
     assert!(told[0].0 == HealthState::Degraded && told[0].1.contains("too slow"), "{told:?}");
     let found = detections(&events);
     let late = found.iter().filter(|one| one.verdict() == Verdict::TimedOut).count();

@@ -184,3 +184,17 @@ fn a_program_that_ends_at_once_is_no_scanner_and_is_not_started_for_ever() {
     assert_eq!((said.unavailable.len(), said.died.len() < 10), (1, true), "{said:?}");
     assert!(pool.wake_at().unwrap() > Instant::now() + Duration::from_secs(5), "not at once again");
 }
+
+/// Rules change while a worker still loads those before: nobody has a file to scan, and the new ones are told all the same.
+#[test]
+fn rules_that_come_while_others_are_loaded_are_loaded_though_no_file_comes() {
+    let old = RuleSet::new(vec![rig::source("marker.yar", MARKER_RULE)]);
+    let new = rig::with_rules("more.yar", "rule more { condition: filesize > 1MB }");
+    let version = new.version().to_owned();
+    let (mut pool, mut said) = (Pool::new(settings(old)), Said::default());
+    said.take(pool.prepare(Instant::now()));
+    until(&mut pool, &mut said, |_, pool| pool.pid().is_some());
+    assert!(said.loaded.is_empty(), "it is still loading: {said:?}");
+    said.take(pool.use_rules(new, Instant::now()));
+    until(&mut pool, &mut said, |said, _| said.loaded.iter().any(|loaded| loaded.version == version));
+}

@@ -113,10 +113,11 @@ pub struct Filters {
 /// From when, until when, how many.
 #[derive(Debug, Args)]
 pub struct SpanOptions {
-    /// Stored since: `2h`, `3d`, `2026-01-31`, or RFC 3339
+    /// Happened since: `2h`, `3d`, `2026-01-31T12:00` (UTC), or RFC 3339. What an agent sends late has the time at which it
+    /// happened: who must miss nothing reads `follow` or a sink
     #[arg(long, value_name = "TIME", value_parser = time::moment)]
     since: Option<i64>,
-    /// Stored until
+    /// Happened until
     #[arg(long, value_name = "TIME", value_parser = time::moment)]
     until: Option<i64>,
     /// How many at most

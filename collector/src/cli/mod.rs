@@ -1,6 +1,6 @@
 //! The command line: `serve` and every fleet command.
 //!
-//! The commands ask a running `vidette serve` over `socket` and print what it answers. One file per command group
+//! The commands ask a running `vidette serve` over `socket` and print what it answers; `store check`, `backup`, `restore` and `ca sign` alone read files. One file per command group
 //! holds its options, the rows that are asked for, and how they are shown.
 
 /// The admin socket, both ends.
@@ -17,14 +17,21 @@ pub mod serve;
 pub mod tokens;
 /// `vidette agents …`
 pub mod agents;
+/// `vidette ca …`
+pub mod ca;
 /// `vidette alerts …` and `vidette events …`
 pub mod events;
 /// `vidette sinks …`
 pub mod sinks;
 /// `vidette status`
 pub mod status;
+/// `vidette store …`
+pub mod store;
+/// `vidette backup` and `vidette restore`
+pub mod backup;
 
 use crate::config::STATE_DEFAULT;
+use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,7 +43,7 @@ First steps:
   vidette agents list                see who has joined
   vidette alerts follow              watch alerts as they arrive
 
-Exit codes: 0 done, 1 what was named is not there, 2 error.";
+Exit codes: 0 done, 1 what was named is not there, 2 error; `status --check` and `store check` have their own.";
 
 /// What was typed.
 #[derive(Debug, Parser)]
@@ -52,12 +59,15 @@ pub struct Arguments {
 pub enum Command {
     /// Run the collector until it is told to stop
     Serve(serve::Options),
-    /// Let hosts join: one-use tokens
+    /// Let hosts join: tokens for one host or many
     #[command(subcommand)]
     Tokens(tokens::Command),
     /// The hosts that have joined
     #[command(subcommand)]
     Agents(agents::Command),
+    /// The CA that agents trust, and its replacement
+    #[command(subcommand)]
+    Ca(ca::Command),
     /// What needs attention: detections, gaps, health, audit
     #[command(subcommand)]
     Alerts(events::AlertsCommand),
@@ -67,6 +77,13 @@ pub enum Command {
     /// Where events are forwarded to, and how far each has come
     #[command(subcommand)]
     Sinks(sinks::Command),
+    /// The files that events are stored in
+    #[command(subcommand)]
+    Store(store::Command),
+    /// Copy everything that the collector can't make again; it may run meanwhile
+    Backup(backup::Backup),
+    /// Put a backup into an empty state folder
+    Restore(backup::Restore),
     /// The collector and its fleet on one screen
     Status(status::Options),
     /// Print completions for a shell
@@ -74,6 +91,12 @@ pub enum Command {
     Completions {
         /// bash, zsh, fish, elvish or powershell
         shell: clap_complete::Shell,
+    },
+    /// Write a manual page for each command; packages are made with it
+    #[command(hide = true)]
+    Manual {
+        /// An existing folder
+        folder: PathBuf,
     },
 }
 
@@ -107,15 +130,21 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Serve(_) => anyhow::bail!("`serve` is not a command for a running collector"),
         Command::Tokens(command) => tokens::run(command),
         Command::Agents(command) => agents::run(command),
+        Command::Ca(command) => ca::run(command),
         Command::Alerts(command) => events::run_alerts(command),
         Command::Events(command) => events::run_events(command),
         Command::Sinks(command) => sinks::run(command),
+        Command::Store(command) => store::run(command),
+        Command::Backup(options) => backup::run(&options),
+        Command::Restore(options) => backup::restore(&options),
         Command::Status(options) => status::run(&options),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "vidette", &mut script);
             output::line(String::from_utf8_lossy(&script).trim_end())
         }
+        Command::Manual { folder } => clap_mangen::generate_to(Arguments::command(), &folder)
+            .with_context(|| format!("could not write manual pages to {}", folder.display())),
     }
 }
 
@@ -125,6 +154,12 @@ pub fn exit_code(result: &anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     if error.is::<output::Closed>() {
         return ExitCode::SUCCESS;
+    }
+    if let Some(status::Attention(code)) = error.downcast_ref() {
+        return ExitCode::from(*code); // it was said on standard output
+    }
+    if error.is::<store::Damaged>() || error.is::<ca::StillNeeded>() {
+        return ExitCode::from(1); // as was this
     }
     output::hint(&format!("vidette: {}", output::safe(&format!("{error:#}"))));
     ExitCode::from(if error.is::<socket::client::NotFound>() { 1 } else { 2 })

@@ -8,7 +8,11 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::time::{Duration, Instant};
 use vidette_protocol::{ecs, escape};
+
+/// Between two lines of progress.
+const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 
 /// Whoever read the output has enough.
 #[derive(Debug, thiserror::Error)]
@@ -82,4 +86,42 @@ pub fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> 
 pub fn list(rows: &[(&str, String)]) -> anyhow::Result<()> {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     rows.iter().try_for_each(|(name, value)| line(&format!("{name:width$}  {value}")))
+}
+
+/// One line on standard error that is written over, when a person sees it.
+#[derive(Debug)]
+pub struct Progress {
+    wanted: bool,
+    shown: Option<Instant>,
+}
+
+impl Progress {
+    /// Nothing is shown yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { wanted: std::io::stderr().is_terminal(), shown: None }
+    }
+
+    /// So much is done, of so much.
+    pub fn show(&mut self, what: &str, done: u64, of: u64) {
+        if !self.wanted || self.shown.is_some_and(|shown| shown.elapsed() < PROGRESS_EVERY) {
+            return;
+        }
+        self.shown = Some(Instant::now());
+        let percent = (u128::from(done) * 100).checked_div(u128::from(of)).unwrap_or(100);
+        let _ = write!(std::io::stderr(), "\r{}: {percent} %\x1b[K", safe(what));
+    }
+
+    /// Leaves an empty line.
+    pub fn end(&self) {
+        if self.shown.is_some() {
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self::new()
+    }
 }

@@ -12,7 +12,7 @@ Examples:
   vidette serve --state ~/vidette                as an ordinary user
   vidette serve --config /etc/vidette/collector.toml
 
-It makes its folders, its certificate authority and its store at the first start. SIGTERM or ^C ends it in order.";
+It makes its folders, its certificate authority and its store at the first start. SIGTERM, SIGHUP or ^C ends it in order.";
 
 /// What can be said on its command line; it wins over the configuration file.
 #[derive(Debug, Args)]

@@ -29,7 +29,11 @@ pub struct Summary {
 /// Makes it.
 #[must_use]
 pub fn summary(stored: &Stored, event: &wire::Event) -> Summary {
-    let mut what = what(event);
+    let mut what = if stored.damaged {
+        "its content was damaged on the collector's disk".to_owned()
+    } else {
+        what(event)
+    };
     if let Some((cut, _)) = what.char_indices().nth(WHAT_CHARS_MAX) {
         what.truncate(cut);
         what.push('…');
@@ -69,7 +73,8 @@ fn what(event: &wire::Event) -> String {
             format!("{} is {state}: {}", text(&health.component), text(&health.message))
         }
         Some(Kind::Audit(audit)) => {
-            format!("{} {} {}", text(&audit.action), text(&audit.outcome), text(&audit.detail))
+            let by = by(audit.process.as_ref());
+            format!("{} {}{by} {}", text(&audit.action), text(&audit.outcome), text(&audit.detail))
         }
         None => "of a kind that this version does not know".into(),
     }
@@ -125,7 +130,7 @@ mod tests {
 
     fn summarised(event: &wire::Event) -> Summary {
         let id = EventId { agent: AgentId([1; 16]), epoch: 1, class: Class::Alert, seq: 1 };
-        summary(&Stored { id: 7, event: id, received_unix_ns: 0, body: Vec::new() }, event)
+        summary(&Stored { id: 7, event: id, received_unix_ns: 0, body: Vec::new(), damaged: false }, event)
     }
 
     #[test]
@@ -187,14 +192,14 @@ mod tests {
                 ..Default::default()
             }),
             Kind::File(wire::FileEvent { file, process: process.clone(), ..Default::default() }),
-            Kind::Process(wire::ProcessEvent { process, ..Default::default() }),
+            Kind::Process(wire::ProcessEvent { process: process.clone(), ..Default::default() }),
             Kind::Gap(wire::Gap { detail: text.clone(), ..Default::default() }),
             Kind::Health(wire::Health {
                 component: text.clone(),
                 message: text.clone(),
                 ..Default::default()
             }),
-            Kind::Audit(wire::Audit { action: text.clone(), outcome: text.clone(), detail: text }),
+            Kind::Audit(wire::Audit { action: text.clone(), outcome: text.clone(), detail: text, process }),
         ];
         for kind in kinds {
             let summary =

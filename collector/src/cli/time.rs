@@ -7,7 +7,7 @@ use jiff::{Span, Timestamp, ToSpan, civil};
 /// Seconds in larger units, largest first, for ages.
 const UNITS: [(&str, i64); 4] = [("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)];
 
-/// `2h` (so long ago), `2026-01-31`, or RFC 3339, as Unix nanoseconds.
+/// `2h` (so long ago), `2026-01-31`, `2026-01-31T12:00` (both in UTC), or RFC 3339, as Unix nanoseconds.
 ///
 /// # Errors
 /// When it is none of them.
@@ -18,8 +18,8 @@ pub fn moment(text: &str) -> anyhow::Result<i64> {
 fn moment_at(text: &str, now: Timestamp) -> anyhow::Result<i64> {
     let time = if let Ok(time) = text.parse::<Timestamp>() {
         time
-    } else if let Ok(date) = text.parse::<civil::Date>() {
-        date.to_zoned(TimeZone::UTC)?.timestamp()
+    } else if let Ok(written) = text.parse::<civil::DateTime>() {
+        written.to_zoned(TimeZone::UTC)?.timestamp() // as every time that is shown
     } else if let Ok(span) = text.parse::<Span>() {
         // A day is 24 hours here, as in UTC it always is.
         now.to_zoned(TimeZone::UTC).checked_sub(span.abs())?.timestamp()
@@ -95,6 +95,9 @@ mod tests {
             ("1d 2h", "2026-01-31T10:00:00Z"),
             ("2026-01-31", "2026-01-31T00:00:00Z"),
             ("2026-01-31T12:00:00+02:00", "2026-01-31T10:00:00Z"),
+            ("2026-01-31T12:00:00", "2026-01-31T12:00:00Z"),
+            ("2026-01-31T12:30", "2026-01-31T12:30:00Z"),
+            ("2026-01-31 12:30", "2026-01-31T12:30:00Z"),
         ];
         for (text, expected) in table {
             assert_eq!(show(moment_at(text, now).unwrap()), expected, "{text}");

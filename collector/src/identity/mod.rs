@@ -1,39 +1,60 @@
 //! Who an agent is: the CA, join tokens, certificates, revocation.
 //!
-//! `vault` keeps the key files, `authority` signs, `register` remembers (SQLite), and `Identity` is the one
-//! door to the three. It assumes that it alone uses its folder. `ingest` asks it who a connection belongs to.
+//! `vault` keeps the key files, `authority` signs, `authorities` and `rotation` replace it, `own` is the collector's own
+//! certificate, `register` remembers (SQLite), `tokens` and `joining` say who may become an agent, and `Identity` is the one
+//! door to all. It assumes that it alone uses its folder. `ingest` asks it who a connection belongs to.
 //!
 //! Calls write to disk and wait for it: from async code go through `spawn_blocking`.
 
+mod authorities;
 mod authority;
+mod confirming;
+mod following;
+mod generations;
+mod joining;
+mod offline;
+mod own;
 mod register;
+mod rotation;
 mod seen;
+/// Where the replacement of a CA stands. Pure.
+pub mod stages;
+mod tokens;
 mod vault;
 
+pub use authorities::Roots;
 pub use authority::AGENT_LIFE_S;
+pub use generations::Evidence;
+pub use joining::HOST_MARK_BYTES_MAX;
+pub use offline::sign_offline;
+pub use rotation::{Behind, CaInfo, CaPicture, CaState, OwnInfo, Retired};
 pub use seen::{Seen, Sign};
+pub use tokens::{
+    ANSWERS_MAX, TOKEN_TTL_DEFAULT, TOKEN_TTL_MAX, TOKEN_USES_MAX, TOKENS_OPEN_MAX, TokenInfo, TokenWish,
+};
 
-use anyhow::{Context, bail};
-use authority::Authority;
+use anyhow::Context;
+use authorities::Authorities;
+use following::Following;
+use own::Own;
 use register::Register;
 use rustls::pki_types::CertificateDer;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
 use vault::Vault;
 use vidette_protocol::id::AgentId;
 use vidette_protocol::join::{Secret, TOKEN_BYTES};
-use vidette_protocol::limits::NAME_BYTES_MAX;
-use vidette_protocol::wire::{Join, JoinRefusal, JoinRefused, Joined, Renew};
+use vidette_protocol::wire::{JoinRefusal, JoinRefused};
 
-/// How long a token is good when nobody says otherwise.
-pub const TOKEN_TTL_DEFAULT: Duration = Duration::from_secs(3600);
-/// How long a token may be good.
-pub const TOKEN_TTL_MAX: Duration = Duration::from_secs(86_400);
-/// Tokens that may wait for their use at the same time.
-pub const TOKENS_OPEN_MAX: u32 = 10_000;
 /// An expired certificate may still be renewed for so long, by a host that was off. Seconds.
 pub const RENEW_GRACE_S: i64 = 30 * 86_400;
+
+/// Whoever is heard so long after its host has joined anew is no older self that was not restarted yet, but another host or
+/// a copy: of copied machines several have one mark. Seconds.
+pub const REPLACED_HEARD_S: i64 = 90;
 
 const QUIC_KEYS_FILE: &str = "quic-keys";
 const RESET_KEY_BYTES: usize = 64;
@@ -45,11 +66,16 @@ pub struct Identity(Arc<Inner>);
 
 struct Inner {
     vault: Vault,
-    authority: Authority,
-    own: RwLock<Arc<rustls::sign::CertifiedKey>>,
+    /// Replaced as a whole, by whoever holds `changing`.
+    authorities: RwLock<Arc<Authorities>>,
+    changing: Mutex<()>,
+    own: RwLock<Arc<Own>>,
+    roots: watch::Sender<Arc<Roots>>,
     quic_keys: QuicKeys,
     register: Mutex<Register>,
     seen: Mutex<seen::Pending>,
+    followed: Mutex<Following>,
+    confirming: Mutex<confirming::Confirming>,
 }
 
 /// Keys that outlive a restart, so that agents notice one at once: with new keys a stateless reset can't be
@@ -60,25 +86,6 @@ pub struct QuicKeys {
     pub reset: [u8; RESET_KEY_BYTES],
     /// Makes connection ids that this collector recognises.
     pub connection_id: u64,
-}
-
-/// A join token, without its secret.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TokenInfo {
-    /// Short and public: eight base32 characters.
-    pub id: String,
-    /// What the admin wrote on it.
-    pub label: Option<String>,
-    /// Unix seconds.
-    pub created_unix_s: i64,
-    /// Unix seconds.
-    pub expires_unix_s: i64,
-    /// Unix seconds, once it was used.
-    pub used_unix_s: Option<i64>,
-    /// The agent that joined with it.
-    pub used_by: Option<AgentId>,
-    /// It was revoked.
-    pub revoked: bool,
 }
 
 /// An agent as the collector knows it. Names are the host's own bytes.
@@ -104,6 +111,81 @@ pub struct AgentRecord {
     pub certificate_expires_unix_s: i64,
     /// It may not connect any more.
     pub revoked: bool,
+    /// As the token says by which it joined.
+    pub label: Option<String>,
+    /// As the token says by which it joined.
+    pub group: Option<String>,
+    /// When it left by itself, Unix seconds.
+    pub left_unix_s: Option<i64>,
+    /// A newer agent that seems to be of the same host, and when that joined, Unix seconds.
+    pub replaced: Option<(AgentId, i64)>,
+    /// Its identity was seen to be copied then, Unix seconds: no copy is let in.
+    pub cloned_unix_s: Option<i64>,
+}
+
+/// A certificate as an agent presents it. TLS has checked the chain, and that its owner has the key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// Whose it is.
+    pub agent: AgentId,
+    /// Its serial number.
+    pub serial: Vec<u8>,
+    /// Which of the agent's certificates it is; `None` in those of version 0.1.
+    pub generation: Option<u64>,
+    /// SHA-256 of its public key.
+    pub key: [u8; 32],
+    /// Unix seconds.
+    pub expires_unix_s: i64,
+}
+
+/// What a session begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Greeting {
+    /// The same certificate as before.
+    Current,
+    /// A new one, for the first time: those before it are superseded from now on.
+    Confirmed,
+    /// One that is not known here: this collector was restored from a backup that is older. It is taken over.
+    Adopted {
+        /// Of which generation.
+        generation: u64,
+        /// The newest that was known.
+        newest: u64,
+    },
+    /// A copied identity.
+    Copied(CloneSign),
+}
+
+/// What shows that there are two of one agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CloneSign {
+    /// Which.
+    pub agent: AgentId,
+    /// What was seen.
+    pub evidence: Evidence,
+    /// Of the certificate that was presented.
+    pub generation: u64,
+    /// The newest that this agent has.
+    pub newest: u64,
+    /// Who presented it.
+    pub from: SocketAddr,
+    /// Where the newest one was asked for or used; `None` when nobody knows.
+    pub other: Option<String>,
+}
+
+/// A renewal that came to nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NotRenewed {
+    /// To be sent back as it is.
+    pub refused: JoinRefused,
+    /// Why the agent has to be set aside.
+    pub sign: Option<Box<CloneSign>>,
+}
+
+impl From<JoinRefused> for NotRenewed {
+    fn from(refused: JoinRefused) -> Self {
+        Self { refused, sign: None }
+    }
 }
 
 /// Whether an agent may connect.
@@ -113,6 +195,10 @@ pub enum Standing {
     Good,
     /// It was revoked.
     Revoked,
+    /// It has left by itself.
+    Left,
+    /// Its identity was copied.
+    Cloned,
     /// No such agent is registered here.
     Unknown,
 }
@@ -123,39 +209,49 @@ impl Identity {
     /// # Errors
     /// One sentence that names the file and what to do.
     pub fn open(folder: &Path) -> anyhow::Result<Self> {
-        let now_unix_s = unix_s_now();
+        Self::open_at(folder, unix_s_now())
+    }
+
+    fn open_at(folder: &Path, now_unix_s: i64) -> anyhow::Result<Self> {
         let vault = Vault::open(folder)?;
-        let authority = Authority::load_or_make(&vault, now_unix_s)
+        let authorities = Authorities::load_or_make(&vault, now_unix_s)
             .with_context(|| format!("could not load the CA in {}", folder.display()))?;
-        let own = authority.own(&vault, now_unix_s)?;
+        let own = Own::keep(&vault, &authorities, None, now_unix_s)?;
+        rotation::say(&own, now_unix_s);
         let quic_keys = QuicKeys::load_or_make(&vault)?;
         let register = Register::open(&folder.join("identity.db"))?;
+        let (roots, _) = watch::channel(Arc::new(Roots::of(&authorities)?));
         Ok(Self(Arc::new(Inner {
             vault,
-            authority,
-            own: RwLock::new(own),
+            authorities: RwLock::new(Arc::new(authorities)),
+            changing: Mutex::default(),
+            own: RwLock::new(Arc::new(own)),
+            roots,
             quic_keys,
             register: Mutex::new(register),
             seen: Mutex::default(),
+            followed: Mutex::default(),
+            confirming: Mutex::default(),
         })))
     }
 
-    /// SHA-256 of the CA's SubjectPublicKeyInfo: what a join line pins.
+    /// SHA-256 of the active CA's SubjectPublicKeyInfo: what a join line pins.
     #[must_use]
     pub fn pin(&self) -> [u8; 32] {
-        self.0.authority.pin()
+        // It was read when it was loaded.
+        authority::pin_of(self.authorities().active().root()).unwrap_or_default()
     }
 
-    /// The CA's certificate.
+    /// The active CA's certificate.
     #[must_use]
-    pub fn ca(&self) -> &CertificateDer<'static> {
-        self.0.authority.certificate()
+    pub fn ca(&self) -> CertificateDer<'static> {
+        self.authorities().active().root().clone()
     }
 
     /// The collector's own certificate and key, as new handshakes must use it.
     #[must_use]
     pub fn own(&self) -> Arc<rustls::sign::CertifiedKey> {
-        self.0.own.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.own.read().unwrap_or_else(PoisonError::into_inner).certified.clone()
     }
 
     /// Keys of the QUIC endpoint that outlive a restart.
@@ -168,10 +264,12 @@ impl Identity {
     /// ended long ago, writes down who was seen.
     ///
     /// # Errors
-    /// A file or the register could not be written; the old certificate stays in use.
+    /// The register could not be written. A certificate that could not be renewed stays in use, and is said.
     pub fn maintain(&self, now_unix_s: i64) -> anyhow::Result<()> {
-        let own = self.0.authority.own(&self.0.vault, now_unix_s)?;
-        *self.0.own.write().unwrap_or_else(PoisonError::into_inner) = own;
+        {
+            let _one = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            self.keep_own(now_unix_s)?;
+        }
         self.flush_seen()?;
         self.register().prune(now_unix_s).context("could not prune identity.db")
     }
@@ -179,7 +277,7 @@ impl Identity {
     /// Makes a token that one host can join with. The secret is not kept, only its digest.
     ///
     /// # Errors
-    /// `ttl` is zero or over [`TOKEN_TTL_MAX`], the label is too long, too many tokens wait, or the disk failed.
+    /// As [`Identity::create_token_as`].
     pub fn create_token(&self, ttl: Duration, label: Option<String>) -> anyhow::Result<(Secret, TokenInfo)> {
         self.create_token_at(ttl, label, unix_s_now())
     }
@@ -187,34 +285,40 @@ impl Identity {
     /// [`Identity::create_token`] at a given time.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Identity::create_token_as`].
     pub fn create_token_at(
         &self,
         ttl: Duration,
         label: Option<String>,
         now_unix_s: i64,
     ) -> anyhow::Result<(Secret, TokenInfo)> {
-        if ttl < Duration::from_secs(1) || ttl > TOKEN_TTL_MAX {
-            bail!("a token can be good for 1 s to 24 h, not {} s; choose another time", ttl.as_secs());
-        }
-        if label.as_ref().is_some_and(|label| label.len() > NAME_BYTES_MAX) {
-            bail!("the label is longer than {NAME_BYTES_MAX} bytes; choose a shorter one");
-        }
+        self.create_token_as(TokenWish::one(ttl, label), now_unix_s)
+    }
+
+    /// Makes a token. The secret is not kept, only its digest.
+    ///
+    /// # Errors
+    /// The wish is over [`TOKEN_TTL_MAX`] or [`TOKEN_USES_MAX`] or has a long text, too many tokens wait, or the disk failed.
+    pub fn create_token_as(&self, wish: TokenWish, now_unix_s: i64) -> anyhow::Result<(Secret, TokenInfo)> {
+        wish.check()?;
         let (mut secret, mut id) = ([0; TOKEN_BYTES], [0; 5]);
         authority::getrandom(&mut secret)?;
         authority::getrandom(&mut id)?;
         let info = TokenInfo {
             id: data_encoding::BASE32_NOPAD.encode(&id).to_ascii_lowercase(),
-            label,
+            label: wish.label,
+            group: wish.group,
             created_unix_s: now_unix_s,
-            expires_unix_s: now_unix_s.saturating_add(i64::try_from(ttl.as_secs())?),
+            expires_unix_s: now_unix_s.saturating_add(i64::try_from(wish.ttl.as_secs())?),
+            uses_max: wish.uses,
+            uses: 0,
             used_unix_s: None,
             used_by: None,
             revoked: false,
         };
         let mut register = self.register();
         let transaction = register.transaction().context("could not write to identity.db")?;
-        register::insert_token(&transaction, &info, authority::digest(&secret), TOKENS_OPEN_MAX)?;
+        tokens::insert(&transaction, &info, authority::digest(&secret), TOKENS_OPEN_MAX)?;
         transaction.commit().context("could not write to identity.db")?;
         Ok((Secret::new(secret), info))
     }
@@ -224,49 +328,16 @@ impl Identity {
     /// # Errors
     /// The register can't be read.
     pub fn tokens(&self) -> anyhow::Result<Vec<TokenInfo>> {
-        self.register().tokens().context("could not read identity.db")
+        tokens::all(self.register().connection()).context("could not read identity.db")
     }
 
-    /// Refuses a token that was not used yet; false when there is none of that id.
+    /// Refuses a token from now on; false when there is none of that id with a use left.
     ///
     /// # Errors
     /// The register can't be written.
     pub fn revoke_token(&self, id: &str) -> anyhow::Result<bool> {
-        self.register().revoke_token(id, unix_s_now()).context("could not write to identity.db")
-    }
-
-    /// Enrols a host. Use of the token and issue of the certificate are one transaction; a request that is
-    /// refused does not use the token up.
-    ///
-    /// # Errors
-    /// [`JoinRefused`], to be sent back as it is.
-    pub fn join(&self, join: &Join, now_unix_s: i64) -> Result<Joined, JoinRefused> {
-        self.try_join(join, now_unix_s)
-    }
-
-    /// A new certificate for an agent that has proved an old one.
-    ///
-    /// # Errors
-    /// [`JoinRefused`], to be sent back as it is.
-    pub fn renew(&self, agent: AgentId, renew: &Renew, now_unix_s: i64) -> Result<Joined, JoinRefused> {
-        let key = authority::requested_key(&renew.csr_der).map_err(bad_request)?;
-        let mut register = self.register();
-        match register.agent(agent).map_err(not_stored)? {
-            Some(record) if !record.revoked => {}
-            Some(_) => return Err(refused(JoinRefusal::Revoked, "this agent was revoked")),
-            None => {
-                return Err(refused(
-                    JoinRefusal::Revoked,
-                    "this agent is not registered here; join it again",
-                ));
-            }
-        }
-        let issued = self.0.authority.issue(agent, &key, now_unix_s).map_err(not_issued)?;
-        let transaction = register.transaction().map_err(not_stored)?;
-        register::insert_certificate(&transaction, &issued.serial, agent, now_unix_s, issued.expires_unix_s)
-            .map_err(not_stored)?;
-        transaction.commit().map_err(not_stored)?;
-        Ok(self.joined(agent, issued))
+        tokens::revoke(self.register().connection(), id, unix_s_now())
+            .context("could not write to identity.db")
     }
 
     /// All agents, in the order they joined.
@@ -291,11 +362,8 @@ impl Identity {
     /// # Errors
     /// The register can't be read or written.
     pub fn find(&self, text: &str) -> anyhow::Result<Vec<AgentRecord>> {
-        let mut agents = self.agents()?;
-        agents.retain(|agent| {
-            agent.host_name == text.as_bytes() || (!text.is_empty() && agent.id.to_string().starts_with(text))
-        });
-        Ok(agents)
+        self.flush_seen()?;
+        self.register().find(text.as_bytes(), ids_that_start(text)).context("could not read identity.db")
     }
 
     /// Whether an agent may connect.
@@ -306,6 +374,8 @@ impl Identity {
         Ok(match self.agent(agent)? {
             None => Standing::Unknown,
             Some(record) if record.revoked => Standing::Revoked,
+            Some(record) if record.left_unix_s.is_some() => Standing::Left,
+            Some(record) if record.cloned_unix_s.is_some() => Standing::Cloned,
             Some(_) => Standing::Good,
         })
     }
@@ -324,16 +394,41 @@ impl Identity {
         self.pending().note(agent, sign, unix_s_now());
     }
 
-    /// Writes down now who was seen.
+    /// Writes down now who was seen, and with which certificate.
     ///
     /// # Errors
     /// The register can't be written.
     pub fn flush_seen(&self) -> anyhow::Result<()> {
         let taken = self.pending().take();
-        if taken.is_empty() {
+        {
+            // The register first, here as elsewhere: whoever has it finds every confirmation in one place or the other.
+            let mut register = self.register();
+            let confirmed = self.confirming().take();
+            if !taken.is_empty() || !confirmed.is_empty() {
+                register.store_seen(taken.iter(), &confirmed).context("could not write to identity.db")?;
+            }
+        }
+        let followed = std::mem::take(&mut *self.followed());
+        if followed.is_empty() {
             return Ok(());
         }
-        self.register().store_seen(taken.iter()).context("could not write to identity.db")
+        let stored = self.register().store_followed(&followed);
+        if stored.is_err() {
+            // An agent that stays connected does not say it again. What was learnt meanwhile is newer.
+            let mut waiting = self.followed();
+            followed.into_iter().for_each(|(agent, one)| {
+                waiting.entry(agent).or_insert(one);
+            });
+        }
+        stored.context("could not write to identity.db")
+    }
+
+    /// The id under which the collector's own events are stored: of its first CA's key, so that it stays and is no agent's.
+    #[must_use]
+    pub fn own_id(&self) -> AgentId {
+        let mut id = [0; 16];
+        id.iter_mut().zip(self.authorities().first_pin()).for_each(|(to, from)| *to = from);
+        AgentId(id)
     }
 
     /// Whose certificate this is (T1). The chain must have been verified before: TLS has done it.
@@ -344,6 +439,14 @@ impl Identity {
         authority::agent_of(certificate_der).context("the client's certificate is no agent's")
     }
 
+    /// As [`Identity::agent_of`], with what tells this certificate from others of the same agent.
+    ///
+    /// # Errors
+    /// It is no agent's certificate.
+    pub fn shown(certificate_der: &[u8]) -> anyhow::Result<Shown> {
+        authority::shown(certificate_der).context("the client's certificate is no agent's")
+    }
+
     /// When a certificate ends, Unix seconds.
     ///
     /// # Errors
@@ -352,45 +455,21 @@ impl Identity {
         authority::expiry_of(certificate_der)
     }
 
-    fn try_join(&self, join: &Join, now_unix_s: i64) -> Result<Joined, JoinRefused> {
-        let texts = [join.host_name.len(), join.agent_version.len(), join.os.len()];
-        if texts.into_iter().any(|bytes| bytes > NAME_BYTES_MAX) {
-            return Err(bad_request("a name is longer than 256 bytes"));
-        }
-        let key = authority::requested_key(&join.csr_der).map_err(bad_request)?;
-        let mut id = [0; 16];
-        authority::getrandom(&mut id).map_err(not_issued)?;
-        let record = new_record(AgentId(id), join, now_unix_s);
-        let digest = authority::digest(&join.token);
-        let mut register = self.register();
-        let transaction = register.transaction().map_err(not_stored)?;
-        check_token(register::token_by_digest(&transaction, digest).map_err(not_stored)?, now_unix_s)?;
-        let issued = self.0.authority.issue(record.id, &key, now_unix_s).map_err(not_issued)?;
-        register::insert_agent(&transaction, &record, digest).map_err(not_stored)?;
-        register::insert_certificate(
-            &transaction,
-            &issued.serial,
-            record.id,
-            now_unix_s,
-            issued.expires_unix_s,
-        )
-        .map_err(not_stored)?;
-        transaction.commit().map_err(not_stored)?;
-        Ok(self.joined(record.id, issued))
-    }
-
-    fn joined(&self, agent: AgentId, issued: authority::Issued) -> Joined {
-        Joined {
-            agent_id: agent.to_string(),
-            certificates_der: vec![issued.der],
-            roots_der: vec![self.ca().to_vec()],
-            expires_unix_s: issued.expires_unix_s,
-        }
-    }
-
     fn register(&self) -> MutexGuard<'_, Register> {
         // A panic of another thread left no half-done transaction: dropping one rolls it back.
         self.0.register.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn authorities(&self) -> Arc<Authorities> {
+        self.0.authorities.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn followed(&self) -> MutexGuard<'_, Following> {
+        self.0.followed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn confirming(&self) -> MutexGuard<'_, confirming::Confirming> {
+        self.0.confirming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pending(&self) -> MutexGuard<'_, seen::Pending> {
@@ -398,31 +477,13 @@ impl Identity {
     }
 }
 
-fn new_record(id: AgentId, join: &Join, now_unix_s: i64) -> AgentRecord {
-    AgentRecord {
-        id,
-        host_name: join.host_name.clone(),
-        os: join.os.clone(),
-        version: join.agent_version.clone(),
-        joined_unix_s: now_unix_s,
-        last_seen_unix_s: now_unix_s,
-        level: 0,
-        rules_version: String::new(),
-        certificate_expires_unix_s: 0,
-        revoked: false,
-    }
-}
-
-fn check_token(token: Option<register::TokenState>, now_unix_s: i64) -> Result<(), JoinRefused> {
-    let advice = "make a new one with `vidette tokens create`";
-    let refuse = |code, what: &str| Err(refused(code, &format!("the token {what}; {advice}")));
-    match token {
-        None => refuse(JoinRefusal::TokenUnknown, "is unknown here"),
-        Some(token) if token.used => refuse(JoinRefusal::TokenUsed, "was used before"),
-        Some(token) if token.revoked => refuse(JoinRefusal::TokenRevoked, "was revoked"),
-        Some(token) if token.expires_unix_s <= now_unix_s => refuse(JoinRefusal::TokenExpired, "has expired"),
-        Some(_) => Ok(()),
-    }
+/// The first and the last id that start so; `None` for what no id starts with.
+fn ids_that_start(text: &str) -> Option<(AgentId, AgentId)> {
+    let digits = 2 * AgentId([0; 16]).0.len();
+    let filled = |digit: &str| -> Option<AgentId> {
+        format!("{text}{}", digit.repeat(digits.saturating_sub(text.len()))).parse().ok()
+    };
+    if text.is_empty() { None } else { Some((filled("0")?, filled("f")?)) }
 }
 
 fn refused(code: JoinRefusal, reason: &str) -> JoinRefused {
@@ -477,7 +538,7 @@ impl std::fmt::Debug for QuicKeys {
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inner").field("authority", &self.authority).finish_non_exhaustive()
+        f.debug_struct("Inner").field("authorities", &self.authorities).finish_non_exhaustive()
     }
 }
 

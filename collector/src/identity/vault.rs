@@ -19,6 +19,9 @@ const FILE_BYTES_MAX: u64 = 64 << 10;
 pub(super) struct Vault {
     folder: OwnedFd,
     path: PathBuf,
+    /// What a test lets go wrong.
+    #[cfg(test)]
+    pub(super) faults: faults::Faults,
 }
 
 impl Vault {
@@ -41,7 +44,12 @@ impl Vault {
         rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive).with_context(|| {
             format!("{name} is in use by another collector; stop that one, or use another state folder")
         })?;
-        Ok(Self { folder, path: path.to_owned() })
+        Ok(Self {
+            folder,
+            path: path.to_owned(),
+            #[cfg(test)]
+            faults: faults::Faults::default(),
+        })
     }
 
     /// The whole file, or `None` when there is none.
@@ -69,19 +77,82 @@ impl Vault {
         let new = format!("{name}.new");
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let write = || -> std::io::Result<()> {
+            #[cfg(test)]
+            self.faults.step(name)?;
             let file = rustix::fs::openat(&self.folder, &new, flags, Mode::RUSR | Mode::WUSR)?;
             rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR)?;
             let mut file = File::from(file);
+            #[cfg(test)]
+            self.faults.half(&mut file, bytes)?;
             file.write_all(bytes)?;
             file.sync_all()?;
+            #[cfg(test)]
+            self.faults.step(name)?;
             rustix::fs::renameat(&self.folder, &new, &self.folder, name)?;
             Ok(rustix::fs::fsync(&self.folder)?)
         };
         write().with_context(|| self.could_not("write", name))
     }
 
+    /// Takes the file away, if there is one, for good.
+    pub(super) fn remove(&self, name: &str) -> anyhow::Result<()> {
+        #[cfg(test)]
+        self.faults.step(name)?;
+        match rustix::fs::unlinkat(&self.folder, name, rustix::fs::AtFlags::empty()) {
+            Ok(()) => rustix::fs::fsync(&self.folder).with_context(|| self.could_not("remove", name)),
+            Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(error) => Err(error).with_context(|| self.could_not("remove", name)),
+        }
+    }
+
     fn could_not(&self, verb: &str, name: &str) -> String {
         format!("could not {verb} {}", self.path.join(name).display())
+    }
+}
+
+/// Stops the program, as it were, at a step; a program that was stopped does nothing more.
+#[cfg(test)]
+pub(super) mod faults {
+    use std::io::{Error, Write};
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// Steps that are still done; `u32::MAX` for all.
+    #[derive(Debug)]
+    pub(in super::super) struct Faults(AtomicU32);
+
+    impl Default for Faults {
+        fn default() -> Self {
+            Self(AtomicU32::new(u32::MAX))
+        }
+    }
+
+    impl Faults {
+        pub(in super::super) fn stop_after(&self, steps: u32) {
+            self.0.store(steps, Ordering::SeqCst);
+        }
+
+        pub(in super::super) fn is_stopped(&self) -> bool {
+            self.0.load(Ordering::SeqCst) == 0
+        }
+
+        pub(super) fn step(&self, name: &str) -> Result<(), Error> {
+            match self.0.load(Ordering::SeqCst) {
+                u32::MAX => Ok(()),
+                0 => Err(Error::other(format!("stopped by a test before {name}"))),
+                left => {
+                    self.0.store(left - 1, Ordering::SeqCst);
+                    Ok(())
+                }
+            }
+        }
+
+        /// A file that is half written when it ends.
+        pub(super) fn half(&self, file: &mut impl Write, bytes: &[u8]) -> Result<(), Error> {
+            if self.0.load(Ordering::SeqCst) == 0 {
+                file.write_all(bytes.get(..bytes.len() / 2).unwrap_or_default())?;
+            }
+            self.step("the end of a file")
+        }
     }
 }
 

@@ -3,10 +3,15 @@
 //! Holds one entry an agent, and only for agents that have connected with a certificate of ours. The fleet
 //! commands read `Fleet::snapshot`; a revocation reaches live connections through `Fleet::cut`.
 
+use super::conduct::{Conduct, Denied};
+use super::notices::Absent;
+use super::rate::Allowance;
+use super::silence::{Change, Pulse};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use vidette_protocol::id::AgentId;
 use vidette_protocol::limits::{LIST_MAX, NAME_BYTES_MAX, TEXT_BYTES_MAX};
@@ -16,6 +21,8 @@ use vidette_protocol::wire::{Health, Hello, RefuseCode, Status};
 pub const AWAY_MAX: usize = 10_000;
 /// A refusal of one agent is logged again after this. Seconds.
 const REFUSAL_LOG_EVERY_S: i64 = 60;
+/// That an agent is there twice is told again after this: two copies take turns all the time.
+const TWICE_TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// The handle. Clones share everything.
 #[derive(Debug, Clone, Default)]
@@ -44,6 +51,16 @@ pub struct Member {
     pub batches: u64,
     /// Events that were committed.
     pub events: u64,
+    /// How often it was cut off for misbehaving since this program started; `refused` says why, the last time.
+    pub cut_offs: u64,
+    /// Until when it is not let in for that, Unix seconds; may be past.
+    pub barred_until_unix_s: Option<i64>,
+    /// How often it had to wait because it sent more than its rate.
+    pub slowed: u64,
+    /// How often two connections of it were alive at the same time since this program started.
+    pub twice: u64,
+    /// When that was last, Unix seconds, and from where: the older and the newer.
+    pub twice_last: Option<(i64, SocketAddr, SocketAddr)>,
 }
 
 /// Why a live connection must end.
@@ -51,15 +68,67 @@ pub struct Member {
 pub enum Cut {
     /// The agent was revoked.
     Revoked,
+    /// The agent has left.
+    Left,
+    /// The agent's identity was copied.
+    Cloned,
     /// The same agent has a newer connection.
     Replaced,
+    /// The agent misbehaves on other connections.
+    Barred,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Live {
     member: Member,
     session: Option<(u64, watch::Sender<Option<Cut>>)>,
     logged_unix_s: Option<i64>,
+    conduct: Conduct,
+    /// It was shut out while this program ran: whoever was let in a moment before that is cut too.
+    shut: Option<Cut>,
+    /// When it was told last that it is there twice, and how often it was so since.
+    twice_told: Option<(Instant, u64)>,
+    pulse: Pulse,
+}
+
+impl Live {
+    fn new(now: Instant) -> Self {
+        Self {
+            member: Member::default(),
+            session: None,
+            logged_unix_s: None,
+            conduct: Conduct::new(now),
+            shut: None,
+            twice_told: None,
+            pulse: Pulse::default(),
+        }
+    }
+
+    fn absent(&self, agent: AgentId) -> Absent {
+        let member = &self.member;
+        let refused = member.refused.as_ref().filter(|(at, _, _)| *at >= member.heard_unix_s);
+        Absent {
+            agent,
+            host_name: member.hello.as_ref().map(|hello| hello.host_name.clone()).unwrap_or_default(),
+            time: Duration::ZERO,
+            address: member.address,
+            is_connected: self.session.is_some(),
+            said_goodbye: self.pulse.has_said_goodbye(),
+            refused: refused.map(|(_, _, reason)| reason.clone()),
+        }
+    }
+
+    /// Cut off: not let in for a while.
+    fn bar(&mut self, now: Instant, now_unix_s: i64) -> Duration {
+        let bar = self.conduct.offence(now);
+        self.member.cut_offs += 1;
+        let bar_s = i64::try_from(bar.as_secs()).unwrap_or(i64::MAX);
+        self.member.barred_until_unix_s = Some(now_unix_s.saturating_add(bar_s));
+        if let Some((_, session)) = &self.session {
+            session.send_replace(Some(Cut::Barred));
+        }
+        bar
+    }
 }
 
 /// A connected agent's place; leaving it says that the agent is away.
@@ -86,18 +155,78 @@ impl Fleet {
         all
     }
 
+    /// Looks at everybody that is connected or was not long ago, in no order, without a copy. Connections wait
+    /// meanwhile: for a glance only.
+    pub fn for_each(&self, mut look: impl FnMut(AgentId, &Member)) {
+        self.lock().iter().for_each(|(agent, live)| look(*agent, &live.member));
+    }
+
     /// One of them.
     #[must_use]
     pub fn member(&self, agent: AgentId) -> Option<Member> {
         self.lock().get(&agent).map(|live| live.member.clone())
     }
 
-    /// Ends an agent's live connection as revoked; false when it has none.
+    /// Ends an agent's live connection as revoked, and every later one; false when it has none now.
     pub fn cut(&self, agent: AgentId) -> bool {
-        match self.lock().get(&agent).and_then(|live| live.session.as_ref()) {
-            Some((_, cut)) => cut.send(Some(Cut::Revoked)).is_ok(),
+        self.cut_as(agent, Cut::Revoked)
+    }
+
+    /// Ends an agent's live connection for good; false when it has none now.
+    pub fn cut_as(&self, agent: AgentId, cut: Cut) -> bool {
+        let mut fleet = self.lock();
+        let live = fleet.entry(agent).or_insert_with(|| Live::new(Instant::now()));
+        live.shut = Some(cut);
+        let was_connected = match &live.session {
+            Some((_, session)) => session.send(Some(cut)).is_ok(),
             None => false,
+        };
+        make_room(&mut fleet);
+        was_connected
+    }
+
+    /// An agent was there twice. Whether that has to be told now: how often it was so since it was told last.
+    pub(super) fn twice(
+        &self,
+        agent: AgentId,
+        (older, newer): (SocketAddr, SocketAddr),
+        now: Instant,
+        now_unix_s: i64,
+    ) -> Option<u64> {
+        let mut fleet = self.lock();
+        let live = fleet.get_mut(&agent)?;
+        live.member.twice += 1;
+        live.member.twice_last = Some((now_unix_s, older, newer));
+        match &mut live.twice_told {
+            Some((told, untold)) if now.saturating_duration_since(*told) < TWICE_TOLD_EVERY => {
+                *untold += 1;
+                None
+            }
+            told => {
+                let untold = told.map_or(0, |(_, untold)| untold);
+                *told = Some((now, 0));
+                Some(untold)
+            }
         }
+    }
+
+    /// These were there before the collector started; when they were heard then, Unix seconds.
+    pub(super) fn expect(&self, agents: Vec<(AgentId, i64)>, at: Instant) {
+        let mut fleet = self.lock();
+        for (agent, heard_unix_s) in agents.into_iter().take(AWAY_MAX) {
+            let live = fleet.entry(agent).or_insert_with(|| Live::new(at));
+            live.pulse.expect(at);
+            live.member.heard_unix_s = live.member.heard_unix_s.max(heard_unix_s);
+        }
+    }
+
+    /// Who fell silent, and who is back, since this was asked last. Not those that were shut out.
+    pub(super) fn pulses(&self, now: Instant, patience: Duration) -> Vec<(Absent, Change)> {
+        let mut fleet = self.lock();
+        let all = fleet.iter_mut().filter(|(_, live)| live.shut.is_none());
+        all.filter_map(|(agent, live)| Some((live.pulse.look(now, patience)?, *agent, &*live)))
+            .map(|(change, agent, live)| (live.absent(agent), change))
+            .collect()
     }
 
     /// Agents that are connected.
@@ -106,11 +235,46 @@ impl Fleet {
         self.lock().values().filter(|live| live.session.is_some()).count()
     }
 
+    /// Whether an agent may connect now, by its conduct; else why not, in one sentence. Coming too often is an offence.
+    pub(super) fn admit(&self, agent: AgentId, now: Instant, now_unix_s: i64) -> Result<(), String> {
+        let mut fleet = self.lock();
+        let live = fleet.entry(agent).or_insert_with(|| Live::new(now));
+        match live.conduct.admit(now) {
+            Ok(()) => Ok(()),
+            Err(Denied::Barred(left)) => Err(format!(
+                "the agent was cut off for misbehaving and may come back in {} s",
+                left.as_secs() + 1
+            )),
+            Err(Denied::TooOften) => {
+                let bar = live.bar(now, now_unix_s);
+                Err(format!(
+                    "the agent broke the protocol: it opened too many connections; it may come back in {} s",
+                    bar.as_secs()
+                ))
+            }
+        }
+    }
+
+    /// An agent is being cut off for what it did.
+    pub(super) fn offence(&self, agent: AgentId, now: Instant, now_unix_s: i64) {
+        if let Some(live) = self.lock().get_mut(&agent) {
+            live.bar(now, now_unix_s);
+        }
+    }
+
+    /// Whether an agent may have one more certificate now.
+    pub(super) fn may_renew(&self, agent: AgentId, now: Instant) -> bool {
+        let mut fleet = self.lock();
+        let may = fleet.entry(agent).or_insert_with(|| Live::new(now)).conduct.may_renew(now);
+        make_room(&mut fleet);
+        may
+    }
+
     /// A new session of an agent. An older one of the same agent is cut.
     pub(super) fn enter(&self, agent: AgentId, address: SocketAddr, now_unix_s: i64) -> Seat {
-        let (sender, cut) = watch::channel(None);
         let mut fleet = self.lock();
-        let live = fleet.entry(agent).or_default();
+        let live = fleet.entry(agent).or_insert_with(|| Live::new(Instant::now()));
+        let (sender, cut) = watch::channel(live.shut);
         live.member.connections += 1;
         let number = live.member.connections;
         if let Some((_, older)) = live.session.replace((number, sender)) {
@@ -120,6 +284,7 @@ impl Fleet {
         live.member.connected_unix_s = Some(now_unix_s);
         live.member.heard_unix_s = now_unix_s;
         live.member.address = Some(address);
+        live.pulse.came(Instant::now());
         drop(fleet);
         Seat { fleet: self.clone(), agent, number, cut }
     }
@@ -127,7 +292,7 @@ impl Fleet {
     /// Notes a refusal; true when it should be logged, which is at most once a minute an agent.
     pub(super) fn refused(&self, agent: AgentId, code: RefuseCode, reason: &str, now_unix_s: i64) -> bool {
         let mut fleet = self.lock();
-        let live = fleet.entry(agent).or_default();
+        let live = fleet.entry(agent).or_insert_with(|| Live::new(Instant::now()));
         live.member.refused = Some((now_unix_s, code, cut_text(reason, TEXT_BYTES_MAX)));
         let due = live.logged_unix_s.is_none_or(|logged| (now_unix_s - logged).abs() >= REFUSAL_LOG_EVERY_S);
         if due {
@@ -149,6 +314,40 @@ impl Seat {
         self.agent
     }
 
+    /// Whether its outbox may be this one: each that is new has to be remembered for ever.
+    pub(super) fn may_begin(&self, epoch: u64, now: Instant) -> bool {
+        let mut fleet = self.fleet.lock();
+        fleet.get_mut(&self.agent).is_none_or(|live| live.conduct.may_begin(epoch, now))
+    }
+
+    /// It has ended its connection because it stops. Not when a newer connection has taken the place.
+    pub(super) fn said_goodbye(&self) {
+        if let Some(live) = self.fleet.lock().get_mut(&self.agent)
+            && live.session.as_ref().is_some_and(|(number, _)| *number == self.number)
+        {
+            live.pulse.said_goodbye();
+        }
+    }
+
+    /// What it may still send.
+    pub(super) fn allowance(&self) -> Arc<Mutex<Allowance>> {
+        let now = Instant::now();
+        let fresh = || Arc::new(Mutex::new(Allowance::new(now)));
+        self.fleet.lock().get(&self.agent).map_or_else(fresh, |live| live.conduct.allowance())
+    }
+
+    /// It has to wait, because it sent too much.
+    pub(super) fn slowed(&self) {
+        if let Some(live) = self.fleet.lock().get_mut(&self.agent) {
+            live.member.slowed += 1;
+        }
+    }
+
+    /// Where the agent's newest connection comes from.
+    pub(super) fn newest_address(&self) -> Option<SocketAddr> {
+        self.fleet.lock().get(&self.agent).and_then(|live| live.member.address)
+    }
+
     /// Waits until this connection must end. Safe to drop and call again.
     pub(super) async fn cut(&mut self) -> Cut {
         match self.cut.wait_for(Option::is_some).await.map(|cut| *cut) {
@@ -166,9 +365,10 @@ impl Seat {
         self.change(now_unix_s, |member| member.status = Some(bounded_status(status)));
     }
 
-    pub(super) fn committed(&self, events: u64, now_unix_s: i64) {
+    /// So many events, which may be a part of a batch.
+    pub(super) fn committed(&self, events: u64, ends_a_batch: bool, now_unix_s: i64) {
         self.change(now_unix_s, |member| {
-            member.batches += 1;
+            member.batches += u64::from(ends_a_batch);
             member.events += events;
         });
     }
@@ -179,6 +379,7 @@ impl Seat {
             && live.session.as_ref().is_some_and(|(number, _)| *number == self.number)
         {
             live.member.heard_unix_s = now_unix_s;
+            live.pulse.heard(Instant::now());
             change(&mut live.member);
         }
     }
@@ -220,6 +421,7 @@ fn make_room(fleet: &mut HashMap<AgentId, Live>) {
 fn bounded_hello(hello: &Hello) -> Hello {
     let mut hello = hello.clone();
     hello.classes.truncate(4);
+    hello.roots.clear(); // the register has them
     hello.host_name.truncate(NAME_BYTES_MAX);
     for text in [&mut hello.agent_version, &mut hello.boot_id, &mut hello.rules_version, &mut hello.os] {
         *text = cut_text(text, NAME_BYTES_MAX);
@@ -266,7 +468,7 @@ mod tests {
         let mut older = fleet.enter(id(1), address(), 10);
         let mut newer = fleet.enter(id(1), address(), 20);
         assert_eq!(older.cut().await, Cut::Replaced);
-        older.committed(5, 30);
+        older.committed(5, true, 30);
         drop(older);
         let member = fleet.member(id(1)).unwrap();
         assert_eq!(
@@ -278,6 +480,30 @@ mod tests {
         drop(newer);
         assert_eq!((fleet.connected(), fleet.member(id(1)).unwrap().connected_unix_s), (0, None));
         assert!(!fleet.cut(id(1)));
+    }
+
+    #[tokio::test]
+    async fn who_was_let_in_a_moment_before_the_revocation_is_cut_too() {
+        let fleet = Fleet::new();
+        assert!(!fleet.cut(id(1)), "it is not connected yet");
+        let mut late = fleet.enter(id(1), address(), 0);
+        assert_eq!(late.cut().await, Cut::Revoked);
+        assert!(!fleet.cut_as(id(2), Cut::Left));
+        assert_eq!(fleet.enter(id(2), address(), 0).cut().await, Cut::Left);
+    }
+
+    #[test]
+    fn two_copies_that_take_turns_are_told_once_a_minute_and_counted() {
+        let fleet = Fleet::new();
+        let _seat = fleet.enter(id(1), address(), 0);
+        let start = Instant::now();
+        let told: Vec<Option<u64>> = (0..130)
+            .map(|s| fleet.twice(id(1), (address(), address()), start + Duration::from_secs(s), 0))
+            .collect();
+        let said: Vec<(usize, u64)> =
+            told.iter().enumerate().filter_map(|(at, untold)| Some((at, (*untold)?))).collect();
+        assert_eq!(said, [(0, 0), (60, 59), (120, 59)]);
+        assert_eq!(fleet.member(id(1)).unwrap().twice, 130);
     }
 
     #[test]
@@ -311,5 +537,44 @@ mod tests {
             (NAME_BYTES_MAX, TEXT_BYTES_MAX)
         );
         assert_eq!(cut_text("aü", 2), "a");
+    }
+
+    #[tokio::test]
+    async fn who_misbehaves_is_named_shut_out_and_let_in_again() {
+        let fleet = Fleet::new();
+        let start = Instant::now();
+        assert_eq!(fleet.admit(id(1), start, 1000), Ok(()));
+        let mut seat = fleet.enter(id(1), address(), 1000);
+        fleet.offence(id(1), start, 1000);
+        assert_eq!(seat.cut().await, Cut::Barred);
+        let error = fleet.admit(id(1), start, 1000).unwrap_err();
+        assert!(error.contains("may come back in"), "{error}");
+        let member = fleet.member(id(1)).unwrap();
+        assert_eq!((member.cut_offs, member.barred_until_unix_s), (1, Some(1002)));
+        assert_eq!(fleet.admit(id(1), start + Duration::from_secs(3), 1003), Ok(()));
+        assert_eq!(fleet.admit(id(2), start, 1000), Ok(()), "others do not feel it");
+    }
+
+    #[tokio::test]
+    async fn a_thousand_connections_are_an_offence_and_cost_one_agent_its_session() {
+        let fleet = Fleet::new();
+        let now = Instant::now();
+        let mut other = fleet.enter(id(2), address(), 0);
+        let mut seats = Vec::new();
+        let refused: Vec<String> = (0..1000)
+            .filter_map(|_| match fleet.admit(id(1), now, 0) {
+                Ok(()) => {
+                    seats.push(fleet.enter(id(1), address(), 0));
+                    None
+                }
+                Err(reason) => Some(reason),
+            })
+            .collect();
+        assert!(seats.len() < 50 && refused[0].contains("too many connections"), "{}", refused[0]);
+        assert!(refused[1..].iter().all(|reason| reason.contains("may come back in")));
+        assert_eq!(seats.last_mut().unwrap().cut().await, Cut::Barred);
+        assert_eq!(fleet.member(id(1)).unwrap().cut_offs, 1, "what is refused is no new offence");
+        let calm = tokio::time::timeout(Duration::from_millis(10), other.cut()).await;
+        assert!(calm.is_err(), "others stay");
     }
 }

@@ -4,32 +4,49 @@
 //! `join` or `connection` serve. Agents are taken for hostile (T2): every count, size, rate and time has a limit
 //! here or beside what it limits, and one connection's trouble ends with that connection.
 
+mod conduct;
 mod connection;
 mod crowd;
 mod fleet;
 mod join;
+mod load;
+mod notices;
+mod offences;
+mod orphans;
+mod pieces;
 mod quic;
 mod rate;
 /// What the collector says to an agent and does with what it says. Pure.
 pub mod session;
+mod silence;
+mod tally;
 mod tls;
+mod trust;
+mod unpacking;
 
 pub use fleet::{AWAY_MAX, Cut, Fleet, Member};
+pub use notices::{Absent, CaChange, NOTICES_MAX, Notice, Notices};
+pub use tally::{Tally, Totals};
 
-use crate::identity::{Identity, Standing, unix_s_now};
+use crate::identity::{CloneSign, Identity, Shown, Standing, unix_s_now};
 use anyhow::Context;
 use crowd::{Crowd, Stranger};
+use load::Load;
+use orphans::{Noted, Roll, Telling, Trace};
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, Endpoint, Incoming, VarInt};
 use rate::Rate;
 use session::{Arrival, Committed};
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
+use unpacking::Unpacking;
 use vidette_protocol::id::{AgentId, Class};
+use vidette_protocol::limits::HEARTBEAT_S;
 use vidette_protocol::wire::RefuseCode;
 use vidette_protocol::{ALPN, ALPN_JOIN, CLOSE_STOPPING};
 
@@ -37,6 +54,9 @@ use vidette_protocol::{ALPN, ALPN_JOIN, CLOSE_STOPPING};
 pub const CONNECTIONS_MAX: usize = 20_000;
 /// Handshakes and joins at a time. A stalled one costs 40 KiB; half are kept for clients with a shown address.
 pub const HANDSHAKES_MAX: usize = 512;
+/// Agents that are looked up in the register at a time: it has one door, and a thread for each who waits there costs more than
+/// the waiting.
+const LOOKUPS_MAX: usize = 4;
 /// With fewer free handshakes than this, a client must show that it can receive at its address (RFC 9000 section 8.1.2).
 const RETRY_BELOW: usize = HANDSHAKES_MAX / 2;
 /// A handshake must be done by then. Milliseconds.
@@ -61,13 +81,22 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Connections at a time.
     pub connections_max: usize,
+    /// How often agents are asked for a Status. Seconds.
+    pub heartbeat_s: u32,
+    /// Where this stage counts.
+    pub tally: Tally,
+    /// The folder in which it remembers who is connected, so that the next run can tell them of a crash; `None` for nowhere.
+    pub remember: Option<PathBuf>,
 }
 
 /// The running stage. Dropping it cuts all connections; [`Ingest::stop`] says goodbye.
 #[derive(Debug)]
 pub struct Ingest {
     endpoint: Endpoint,
-    tasks: [JoinHandle<()>; 2],
+    tasks: [JoinHandle<()>; 4],
+    notices: Notices,
+    _telling: Option<Telling>,
+    roll: Roll,
     address: SocketAddr,
 }
 
@@ -87,9 +116,16 @@ struct Shared<S> {
     identity: Identity,
     store: S,
     fleet: Fleet,
+    heartbeat_s: u32,
+    tally: Tally,
     handshakes: Arc<Semaphore>,
     connections: Arc<Semaphore>,
+    lookups: Semaphore,
     crowd: Crowd,
+    load: Load,
+    notices: Notices,
+    roll: Roll,
+    unpacking: Unpacking,
     joins: Mutex<Rate>,
     failures: Mutex<Rate>,
 }
@@ -98,7 +134,13 @@ impl Config {
     /// With the limits of this program.
     #[must_use]
     pub fn new(listen: SocketAddr) -> Self {
-        Self { listen, connections_max: CONNECTIONS_MAX }
+        Self {
+            listen,
+            connections_max: CONNECTIONS_MAX,
+            heartbeat_s: HEARTBEAT_S,
+            tally: Tally::default(),
+            remember: None,
+        }
     }
 }
 
@@ -112,16 +154,25 @@ pub fn start<S: Commits>(
     store: S,
     fleet: Fleet,
 ) -> anyhow::Result<Ingest> {
-    let endpoint = quic::endpoint(config.listen, tls::server(&identity)?, &identity)?;
+    let (endpoint, socket) = quic::endpoint(config.listen, tls::server(&identity)?, &identity)?;
+    let (roll, telling) = recall(config.remember.as_deref(), socket, &identity);
     let address = endpoint.local_addr().context("could not read the address of the UDP socket")?;
     let now = Instant::now();
+    let (notices, telling_notices) = Notices::new(identity.own_id(), store.clone());
     let shared = Arc::new(Shared {
         identity,
         store,
         fleet,
+        heartbeat_s: config.heartbeat_s,
+        tally: config.tally.clone(),
         handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
         connections: Arc::new(Semaphore::new(config.connections_max.min(Semaphore::MAX_PERMITS))),
+        lookups: Semaphore::new(LOOKUPS_MAX),
         crowd: Crowd::default(),
+        load: Load::default(),
+        notices: notices.clone(),
+        roll: roll.clone(),
+        unpacking: Unpacking::start()?,
         joins: Mutex::new(Rate::new(JOINS_PER_S, JOINS_BURST, now)),
         failures: Mutex::new(Rate::new(FAILURES_LOGGED_PER_S, FAILURES_LOGGED_BURST, now)),
     });
@@ -129,8 +180,35 @@ pub fn start<S: Commits>(
     let tasks = [
         tokio::spawn(accept(endpoint.clone(), shared.clone())),
         tokio::spawn(maintain(shared.identity.clone())),
+        tokio::spawn(telling_notices),
+        tokio::spawn(silence::watch(
+            shared.fleet.clone(),
+            shared.identity.clone(),
+            notices.clone(),
+            config.heartbeat_s,
+        )),
     ];
-    Ok(Ingest { endpoint, tasks, address })
+    Ok(Ingest { endpoint, tasks, notices, _telling: telling, roll, address })
+}
+
+/// Who was connected when the last run was killed is told now. Without this, silent agents come back later.
+fn recall(folder: Option<&Path>, socket: UdpSocket, identity: &Identity) -> (Roll, Option<Telling>) {
+    let Some(folder) = folder else { return (Roll::none(), None) };
+    let (roll, orphans) = match Roll::open(folder) {
+        Ok(opened) => opened,
+        Err(error) => {
+            tracing::warn!(error = %format!("{error:#}"), "who is connected is not remembered: after a crash silent agents will come back later");
+            return (Roll::none(), None);
+        }
+    };
+    if orphans.is_empty() {
+        return (roll, None);
+    }
+    let telling = orphans::tell(orphans, socket, quic::reset_key(identity), roll.clone());
+    let telling = telling.inspect_err(|error| {
+        tracing::warn!(error = %format!("{error:#}"), "could not tell agents of the restart: silent ones will come back later");
+    });
+    (roll, telling.ok())
 }
 
 impl Ingest {
@@ -146,10 +224,18 @@ impl Ingest {
         self.address
     }
 
+    /// Where the collector says what it saw and did.
+    #[must_use]
+    pub fn notices(&self) -> Notices {
+        self.notices.clone()
+    }
+
     /// Says goodbye to every agent, so that it comes back soon, and stops.
     pub async fn stop(self) {
         self.endpoint.close(VarInt::from_u32(CLOSE_STOPPING), b"the collector stops");
         let _ = tokio::time::timeout(Duration::from_millis(GOODBYE_MS_MAX), self.endpoint.wait_idle()).await;
+        self.notices.flush(Duration::from_millis(GOODBYE_MS_MAX)).await;
+        self.roll.forget();
     }
 }
 
@@ -162,22 +248,22 @@ impl Drop for Ingest {
 
 async fn accept<S: Commits>(endpoint: Endpoint, shared: Arc<Shared<S>>) {
     loop {
-        // Both permits first: what waits longer than the endpoint's own queue is dropped by it.
-        let Ok(handshake) = shared.handshakes.clone().acquire_owned().await else { return };
         let Some(incoming) = endpoint.accept().await else { return };
-        if shared.handshakes.available_permits() < RETRY_BELOW
-            && incoming.may_retry()
-            && !incoming.remote_address_validated()
-        {
+        let is_crowded = shared.handshakes.available_permits() < RETRY_BELOW
+            || shared.crowd.must_show(incoming.remote_address().ip());
+        // Before there is a place: when a whole fleet comes at once, only those wait in line who have shown their address.
+        if is_crowded && incoming.may_retry() && !incoming.remote_address_validated() {
             // Fails only for a client that has retried already, which was just excluded.
             let _ = incoming.retry();
             continue;
         }
+        let Ok(handshake) = shared.handshakes.clone().acquire_owned().await else { return };
         let address = incoming.remote_address();
         let place = shared.connections.clone().try_acquire_owned().ok();
-        match (place, shared.crowd.enter(address.ip())) {
+        match (place, shared.crowd.enter(address.ip(), Instant::now())) {
             (Some(place), Some(stranger)) => {
                 let entry = Entry { _handshake: handshake, _stranger: stranger };
+                let place = Place { _permit: place, _open: shared.tally.open() };
                 drop(tokio::spawn(serve(incoming, shared.clone(), entry, place)));
             }
             (None, _) => {
@@ -185,7 +271,7 @@ async fn accept<S: Commits>(endpoint: Endpoint, shared: Arc<Shared<S>>) {
                 incoming.refuse();
             }
             (Some(_), None) => {
-                shared.failure(address, "too many handshakes and joins from this address at once");
+                shared.failure(address, "too many handshakes and joins from this address");
                 incoming.refuse();
             }
         }
@@ -198,14 +284,20 @@ struct Entry {
     _stranger: Stranger,
 }
 
-async fn serve<S: Commits>(
-    incoming: Incoming,
-    shared: Arc<Shared<S>>,
-    entry: Entry,
-    place: OwnedSemaphorePermit,
-) {
-    let address = incoming.remote_address();
-    let done = tokio::time::timeout(Duration::from_millis(HANDSHAKE_MS_MAX), incoming).await;
+/// What a connection holds until it is closed.
+struct Place {
+    _permit: OwnedSemaphorePermit,
+    _open: tally::Open,
+}
+
+async fn serve<S: Commits>(incoming: Incoming, shared: Arc<Shared<S>>, entry: Entry, place: Place) {
+    let (address, local) = (incoming.remote_address(), incoming.local_ip());
+    let (connecting, id) = match quic::accept(incoming) {
+        Ok(begun) => begun,
+        Err(error) => return shared.failure(address, &tls::explain(&error)),
+    };
+    let trace = id.and_then(|id| Trace::new(address, local, &id));
+    let done = tokio::time::timeout(Duration::from_millis(HANDSHAKE_MS_MAX), connecting).await;
     let connection = match done {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return shared.failure(address, &tls::explain(&error)),
@@ -216,9 +308,12 @@ async fn serve<S: Commits>(
         Some(alpn) if alpn == ALPN_JOIN => {
             let busy =
                 shared.joins.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now()).is_err();
-            join::serve(connection, certificate, shared.identity.clone(), busy).await;
+            join::serve(connection, certificate, &shared, busy).await;
         }
-        Some(alpn) if alpn == ALPN => admit(connection, certificate, &shared, entry).await,
+        Some(alpn) if alpn == ALPN => {
+            let noted = shared.roll.note(trace);
+            return admit(connection, certificate, shared, entry, (place, noted)).await;
+        }
         // TLS has let nothing else through.
         Some(_) | None => {
             connection.close(VarInt::from_u32(RefuseCode::Protocol as u32), b"unknown protocol")
@@ -231,20 +326,28 @@ async fn serve<S: Commits>(
 async fn admit<S: Commits>(
     connection: Connection,
     certificate: Option<Vec<u8>>,
-    shared: &Shared<S>,
+    shared: Arc<Shared<S>>,
     entry: Entry,
+    (place, noted): (Place, Noted),
 ) {
-    match examine(certificate, shared).await {
-        Ok(agent) => {
+    match examine(certificate, &shared).await {
+        Ok(papers) => {
             drop(entry);
-            let seat = shared.fleet.enter(agent, connection.remote_address(), unix_s_now());
-            connection::serve(connection, seat, shared).await;
+            if let Some(certificate) = leaf(&connection) {
+                shared.identity.shows(papers.shown.agent, &certificate);
+            }
+            let seat = shared.fleet.enter(papers.shown.agent, connection.remote_address(), unix_s_now());
+            // A task of its own: a session lasts for days, what the handshake needed is freed now.
+            drop(tokio::spawn(async move {
+                connection::serve(connection, (seat, noted, papers), &shared).await;
+                drop(place);
+            }));
         }
         Err((agent, code, reason)) => {
             let address = connection.remote_address();
             connection.close(VarInt::from_u32(code as u32), reason.as_bytes());
             match agent {
-                Some(agent) => shared.refuse(agent, code, &reason),
+                Some(agent) => shared.refuse(agent, address, code, &reason),
                 None => shared.failure(address, &reason),
             }
         }
@@ -253,28 +356,51 @@ async fn admit<S: Commits>(
 
 type Refusal = (Option<AgentId>, RefuseCode, String);
 
-async fn examine<S: Commits>(certificate: Option<Vec<u8>>, shared: &Shared<S>) -> Result<AgentId, Refusal> {
+/// Of an agent that was let in.
+#[derive(Debug)]
+struct Papers {
+    shown: Box<Shown>,
+    /// It has come with this certificate before, and there is none newer: its Hello needs no look at the register.
+    is_current: bool,
+}
+
+async fn examine<S: Commits>(certificate: Option<Vec<u8>>, shared: &Shared<S>) -> Result<Papers, Refusal> {
     let Some(certificate) = certificate else {
         let reason = "it presented no certificate; join that host with `vidette-agent join`".to_owned();
         return Err((None, RefuseCode::Unknown, reason));
     };
     let not_ours = |error: anyhow::Error| (None, RefuseCode::Unknown, format!("{error:#}"));
-    let agent = Identity::agent_of(&certificate).map_err(not_ours)?;
-    let expired_s = unix_s_now() - Identity::expiry_of(&certificate).map_err(not_ours)?;
+    let shown = Box::new(Identity::shown(&certificate).map_err(not_ours)?);
+    let agent = shown.agent;
+    // Before anything is looked up: whoever comes too often shall cost little.
+    shared
+        .fleet
+        .admit(agent, Instant::now(), unix_s_now())
+        .map_err(|reason| (Some(agent), RefuseCode::Misbehaved, reason))?;
+    let expired_s = unix_s_now() - shown.expires_unix_s;
     if expired_s > 0 {
         let reason =
             format!("the agent's certificate has expired {expired_s} s ago; it must renew or join again");
         return Err((Some(agent), RefuseCode::Expired, reason));
     }
     let identity = shared.identity.clone();
-    let standing = tokio::task::spawn_blocking(move || identity.standing(agent)).await;
-    let (code, reason) = match standing {
-        Ok(Ok(Standing::Good)) => return Ok(agent),
-        Ok(Ok(Standing::Revoked)) => (RefuseCode::Revoked, "the agent was revoked"),
-        Ok(Ok(Standing::Unknown)) => {
+    let Ok(_lookup) = shared.lookups.acquire().await else {
+        return Err((Some(agent), RefuseCode::Overloaded, "the collector is being stopped".to_owned()));
+    };
+    let looked_up = tokio::task::spawn_blocking(move || {
+        let is_current = identity.is_current(&shown)?;
+        Ok((identity.standing(agent)?, Papers { shown, is_current }))
+    });
+    let (code, reason) = match looked_up.await {
+        Ok(Ok((Standing::Good, papers))) => return Ok(papers),
+        Ok(Ok((Standing::Revoked, _))) => (RefuseCode::Revoked, "the agent was revoked"),
+        Ok(Ok((Standing::Left, _))) => (RefuseCode::Left, "the agent has left; join that host again"),
+        Ok(Ok((Standing::Cloned, _))) => (RefuseCode::Cloned, CLONED),
+        Ok(Ok((Standing::Unknown, _))) => {
             (RefuseCode::Unknown, "the agent is not registered here; join that host again")
         }
         Ok(Err(error)) => {
+            let error: anyhow::Error = error;
             tracing::error!(error = %format!("{error:#}"), "could not look up an agent");
             (RefuseCode::Overloaded, "the collector can't read its register")
         }
@@ -283,18 +409,47 @@ async fn examine<S: Commits>(certificate: Option<Vec<u8>>, shared: &Shared<S>) -
     Err((Some(agent), code, reason.to_owned()))
 }
 
+/// What every copy of an agent is told.
+const CLONED: &str =
+    "the agent's identity was copied, and every copy is set aside; join the right host again";
+
+/// Lets no copy of an agent in any more, cuts those that are there, and tells of it, once.
+fn set_aside(identity: &Identity, fleet: &Fleet, notices: &Notices, sign: CloneSign) {
+    let agent = sign.agent;
+    match identity.set_aside(agent, unix_s_now()) {
+        Ok(is_news) => {
+            fleet.cut_as(agent, Cut::Cloned);
+            if is_news {
+                let CloneSign { generation, newest, from, evidence, other, .. } = &sign;
+                let other = other.as_deref().unwrap_or("unknown");
+                tracing::warn!(%agent, %from, other, generation, newest, ?evidence, "cloned: every copy of this agent is set aside");
+                notices.tell(&Notice::Cloned(sign));
+            }
+        }
+        // Its next sign comes soon.
+        Err(error) => {
+            tracing::error!(%agent, error = %format!("{error:#}"), "could not set a copied agent aside");
+        }
+    }
+}
+
 impl<S> Shared<S> {
     /// Somebody without a name failed: logged within a rate, because anybody can do it.
     fn failure(&self, address: SocketAddr, why: &str) {
+        self.tally.stranger_refused();
         if self.failures.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now()).is_ok() {
             tracing::warn!(%address, why, "refused a connection");
         }
     }
 
     /// An agent was refused: logged once a minute for each.
-    fn refuse(&self, agent: AgentId, code: RefuseCode, reason: &str) {
+    fn refuse(&self, agent: AgentId, address: SocketAddr, code: RefuseCode, reason: &str) {
+        self.tally.agent_refused();
+        if code == RefuseCode::Misbehaved {
+            self.crowd.watch(address.ip(), Instant::now());
+        }
         if self.fleet.refused(agent, code, reason, unix_s_now()) {
-            tracing::warn!(%agent, ?code, reason, "refused an agent");
+            tracing::warn!(%agent, %address, ?code, reason, "refused an agent");
         }
     }
 }

@@ -5,23 +5,29 @@
 //! brings back that they are committed. After a Nack or a Reject everything up to the number it named is
 //! ignored, so that one answer brings one new start.
 
+use super::trust::{Trust, are_digests};
+use crate::identity::{HOST_MARK_BYTES_MAX, Roots};
 use prost::Message;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vidette_protocol::id::{AgentId, Class};
 use vidette_protocol::limits::{
-    BATCH_BYTES_MAX, BATCHES_IN_FLIGHT_MAX, EVENT_BYTES_MAX, LIST_MAX, NAME_BYTES_MAX, TEXT_BYTES_MAX,
+    BATCH_BYTES_MAX, BATCH_MEMORY_BYTES_MAX, BATCHES_IN_FLIGHT_MAX, EVENT_BYTES_MAX, HEARTBEAT_S,
+    JOIN_BYTES_MAX, LIST_MAX, NAME_BYTES_MAX, TEXT_BYTES_MAX,
 };
 use vidette_protocol::wire::{self, RefuseCode, RejectCode, to_agent, to_collector};
-use vidette_protocol::{PROTOCOL, batch, check};
+use vidette_protocol::{PROTOCOL, batch, bounds, check};
 
 /// Runs of one class that wait for their commit. An agent keeps to [`BATCHES_IN_FLIGHT_MAX`]; a refused batch
 /// may leave a few of its last attempt under way.
 pub const COMMITS_WAITING_MAX: usize = 2 * BATCHES_IN_FLIGHT_MAX;
+/// Decoded events of one class that wait for their commit, before the last batch. Bytes.
+pub const WAITING_BYTES_MAX: usize = 8 << 20;
+/// Of a large batch so much is decoded before others have a turn on this processor: some tenths of a millisecond. Bytes.
+const SLICE_BYTES: usize = 16 << 10;
 /// How long an agent may take to say Hello.
 pub const HELLO_WAIT_MAX: Duration = Duration::from_secs(15);
-/// How often agents send a Status. Seconds.
-pub const STATUS_INTERVAL_S: u32 = 60;
 
 /// Where a message came from or goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -91,6 +97,15 @@ pub enum Input {
         /// What became of it.
         result: Result<Committed, String>,
     },
+    /// The answer to [`Output::Renew`].
+    Renewed(Result<wire::Joined, wire::JoinRefused>),
+    /// What agents have to trust now: before the Hello, and whenever it changes.
+    Roots {
+        /// All of it.
+        roots: Arc<Roots>,
+        /// When not 0, this agent's certificate is of another CA than the one that issues: it shall renew within so many seconds.
+        renew_within_s: u32,
+    },
     /// Time passes; at least every few seconds until the Hello.
     Tick,
 }
@@ -105,6 +120,8 @@ pub enum Output {
     },
     /// Give this to the store, in order; answer with [`Input::Committed`].
     Commit(Arrival),
+    /// Issue the agent's next certificate; answer with [`Input::Renewed`]. One at a time.
+    Renew(wire::Renew),
     /// Send this.
     Send {
         /// Where.
@@ -130,6 +147,8 @@ pub enum Seen {
     Hello(Box<wire::Hello>),
     /// It said how it is.
     Status(Box<wire::Status>),
+    /// It trusts these CA certificates now.
+    Roots(Box<wire::RootsKept>),
 }
 
 /// The collector's half.
@@ -138,7 +157,11 @@ pub struct Session {
     agent: AgentId,
     phase: Phase,
     epoch: u64,
+    heartbeat_s: u32,
+    trust: Trust,
     lanes: [Lane; 2],
+    /// A renewal is not answered yet.
+    renewing: bool,
     out: Vec<Output>,
 }
 
@@ -158,15 +181,44 @@ struct Lane {
     ignoring: bool,
     /// How often it was sent back. An older commit that fails belongs to an attempt that is over.
     attempt: u64,
-    /// The attempt of each run the store has not answered.
-    waiting: VecDeque<u64>,
+    /// Each run the store has not answered.
+    waiting: VecDeque<Waiting>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    attempt: u64,
+    /// What its events take in memory. Bytes.
+    bytes: usize,
+}
+
+impl Lane {
+    fn waiting_bytes(&self) -> usize {
+        self.waiting.iter().map(|run| run.bytes).sum()
+    }
 }
 
 impl Session {
     /// A connection whose certificate says that it is `agent`.
     #[must_use]
     pub fn new(agent: AgentId, now: Instant) -> Self {
-        Self { agent, phase: Phase::Waiting(now), epoch: 0, lanes: Default::default(), out: Vec::new() }
+        Self {
+            agent,
+            phase: Phase::Waiting(now),
+            epoch: 0,
+            heartbeat_s: HEARTBEAT_S,
+            trust: Trust::default(),
+            lanes: Default::default(),
+            renewing: false,
+            out: Vec::new(),
+        }
+    }
+
+    /// Asks for a Status every so many seconds instead of [`HEARTBEAT_S`].
+    #[must_use]
+    pub fn with_heartbeat(mut self, heartbeat_s: u32) -> Self {
+        self.heartbeat_s = heartbeat_s;
+        self
     }
 
     /// Takes what happened and says what to do, in order.
@@ -181,6 +233,15 @@ impl Session {
             (Input::Committed { class, result }, Phase::Waiting(_) | Phase::Loading | Phase::Open) => {
                 self.committed(class, result);
             }
+            (Input::Renewed(result), Phase::Waiting(_) | Phase::Loading | Phase::Open) => {
+                self.renewed(result);
+            }
+            (Input::Roots { roots, renew_within_s }, phase) => {
+                self.trust.want(roots, renew_within_s);
+                if phase == Phase::Open {
+                    self.offer_roots();
+                }
+            }
             (Input::Tick, Phase::Waiting(since)) if now >= since + HELLO_WAIT_MAX => {
                 self.misbehaved("it did not say hello in time");
             }
@@ -194,8 +255,17 @@ impl Session {
     pub fn wants(&self, stream: Stream) -> bool {
         match stream {
             Stream::Control => true,
-            Stream::Class(class) => self.lanes[index(class)].waiting.len() < BATCHES_IN_FLIGHT_MAX,
+            Stream::Class(class) => {
+                let lane = &self.lanes[index(class)];
+                lane.waiting.len() < BATCHES_IN_FLIGHT_MAX && lane.waiting_bytes() < WAITING_BYTES_MAX
+            }
         }
+    }
+
+    /// What waits for its commit takes in memory. Bytes.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> usize {
+        self.lanes.iter().map(Lane::waiting_bytes).sum()
     }
 
     fn frame(&mut self, stream: Stream, frame: wire::ToCollector, phase: Phase) {
@@ -204,9 +274,13 @@ impl Session {
             (Some(Message::Hello(hello)), Stream::Control, Phase::Waiting(_)) => self.hello(hello),
             (Some(Message::Status(status)), Stream::Control, Phase::Open) => self.status(status),
             (Some(Message::Batch(batch)), Stream::Class(class), Phase::Open) => self.batch(class, &batch),
+            (Some(Message::Renew(renew)), Stream::Control, Phase::Open) => self.renew(renew),
+            (Some(Message::RootsKept(kept)), Stream::Control, Phase::Open) => self.roots_kept(kept),
+            (Some(Message::RootsKept(_)), _, _) => self.misbehaved("it spoke of its CAs out of place"),
             (Some(Message::Hello(_)), _, _) => self.misbehaved("it said hello out of place"),
             (Some(Message::Status(_)), _, _) => self.misbehaved("it sent a status out of place"),
             (Some(Message::Batch(_)), _, _) => self.misbehaved("it sent a batch out of place"),
+            (Some(Message::Renew(_)), _, _) => self.misbehaved("it asked for a certificate out of place"),
             (None, _, _) => self.misbehaved("it sent a message that is not known here"),
         }
     }
@@ -223,10 +297,12 @@ impl Session {
         if names.iter().any(|name| name.len() > NAME_BYTES_MAX)
             || hello.host_name.len() > NAME_BYTES_MAX
             || hello.classes.len() > LIST_MAX
+            || !are_digests(&hello.roots)
         {
             return self.misbehaved("its hello is over the limits");
         }
         self.epoch = hello.epoch;
+        self.trust.says(&hello.roots);
         self.phase = Phase::Loading;
         self.out.push(Output::Load { epoch: hello.epoch });
         self.out.push(Output::Seen(Seen::Hello(Box::new(hello))));
@@ -247,6 +323,23 @@ impl Session {
         self.out.push(Output::Seen(Seen::Status(Box::new(status))));
     }
 
+    fn renew(&mut self, renew: wire::Renew) {
+        if self.renewing || renew.csr_der.len() > JOIN_BYTES_MAX {
+            return self.misbehaved("its request for a certificate is over the limits");
+        }
+        self.renewing = true;
+        self.out.push(Output::Renew(renew));
+    }
+
+    fn renewed(&mut self, result: Result<wire::Joined, wire::JoinRefused>) {
+        self.renewing = false;
+        let message = match result {
+            Ok(joined) => to_agent::Message::Renewed(joined),
+            Err(refused) => to_agent::Message::RenewRefused(refused),
+        };
+        self.send(Stream::Control, message);
+    }
+
     fn welcome(&mut self, durable: &[(Class, u64)], time_unix_ns: i64) {
         let mut classes = Vec::new();
         for class in Class::ALL {
@@ -264,9 +357,26 @@ impl Session {
                 classes,
                 batch_bytes_max: u32::try_from(BATCH_BYTES_MAX).unwrap_or(u32::MAX),
                 batches_in_flight_max: u32::try_from(BATCHES_IN_FLIGHT_MAX).unwrap_or(u32::MAX),
-                status_interval_s: STATUS_INTERVAL_S,
+                status_interval_s: self.heartbeat_s,
+                renews: true,
             }),
         );
+        self.offer_roots();
+    }
+
+    fn offer_roots(&mut self) {
+        if let Some(roots) = self.trust.offer() {
+            self.send(Stream::Control, to_agent::Message::Roots(roots));
+        }
+    }
+
+    fn roots_kept(&mut self, kept: wire::RootsKept) {
+        let is_long = kept.host_mark.len() > HOST_MARK_BYTES_MAX;
+        if kept.digests.is_empty() || !are_digests(&kept.digests) || is_long {
+            return self.misbehaved("what it says of its CAs is over the limits");
+        }
+        self.trust.says(&kept.digests);
+        self.out.push(Output::Seen(Seen::Roots(Box::new(kept))));
     }
 
     fn batch(&mut self, class: Class, batch: &wire::Batch) {
@@ -295,9 +405,22 @@ impl Session {
     fn events(&mut self, class: Class, batch: &wire::Batch, bodies: Vec<Vec<u8>>) {
         let mut events = Vec::with_capacity(bodies.len());
         let mut refused: Option<(u64, u64, Refusal)> = None;
+        let (mut memory_bytes, mut slice_bytes) = (0, 0);
         for (seq, body) in (batch.first_seq..).zip(bodies) {
+            slice_bytes += body.len();
+            if slice_bytes > SLICE_BYTES {
+                // Else the scheduler lets this go on for milliseconds before others who have just been woken. Decides nothing.
+                std::thread::yield_now();
+                slice_bytes = 0;
+            }
             match (examine(class, body), &mut refused) {
-                (Ok(event), None) => events.push(event),
+                (Ok((event, bytes)), None) => {
+                    memory_bytes += bytes;
+                    if memory_bytes > BATCH_MEMORY_BYTES_MAX {
+                        return self.misbehaved("its batch is small and its events are not");
+                    }
+                    events.push(event);
+                }
                 (Err(refusal), None) => refused = Some((seq, seq, refusal)),
                 (Err(refusal), Some((_, last, first))) if refusal.code == first.code => *last = seq,
                 (Ok(_) | Err(_), Some(_)) => break,
@@ -307,7 +430,7 @@ impl Session {
         lane.ignoring = false;
         if !events.is_empty() {
             lane.next = lane.next.max(batch.first_seq + events.len() as u64);
-            lane.waiting.push_back(lane.attempt);
+            lane.waiting.push_back(Waiting { attempt: lane.attempt, bytes: memory_bytes });
             let (first_seq, skipped) = (batch.first_seq, batch.skipped);
             let arrival = Arrival { agent: self.agent, epoch: self.epoch, class, first_seq, skipped, events };
             self.out.push(Output::Commit(arrival));
@@ -339,7 +462,7 @@ impl Session {
 
     fn committed(&mut self, class: Class, result: Result<Committed, String>) {
         let lane = &mut self.lanes[index(class)];
-        let Some(attempt) = lane.waiting.pop_front() else { return };
+        let Some(Waiting { attempt, .. }) = lane.waiting.pop_front() else { return };
         match result {
             Ok(Committed::Durable(seq)) => {
                 lane.next = lane.next.max(seq.saturating_add(1));
@@ -381,13 +504,20 @@ struct Refusal {
     reason: String,
 }
 
-/// Decoded and within its limits, or why not. An event of a kind that is not known here, from a newer agent,
-/// is kept as it is.
-fn examine(class: Class, body: Vec<u8>) -> Result<Received, Refusal> {
+/// Decoded and within its limits, with what it takes in memory in bytes, or why not. An event of a kind that is not known
+/// here, from a newer agent, is kept as it is.
+fn examine(class: Class, body: Vec<u8>) -> Result<(Received, usize), Refusal> {
     if body.len() > EVENT_BYTES_MAX {
         let reason = format!("an event of {} bytes, allowed are {EVENT_BYTES_MAX}", body.len());
         return Err(Refusal { code: RejectCode::TooLarge, reason });
     }
+    let lists_bytes = bounds::check(&bounds::EVENT, &body).map_err(|error| {
+        let code = match error {
+            bounds::BoundsError::TooMany { .. } => RejectCode::TooLarge,
+            bounds::BoundsError::Unreadable(_) => RejectCode::Unreadable,
+        };
+        Refusal { code, reason: error.to_string() }
+    })?;
     let event = wire::Event::decode(body.as_slice())
         .map_err(|error| Refusal { code: RejectCode::Unreadable, reason: error.to_string() })?;
     check::event(&event)
@@ -397,7 +527,10 @@ fn examine(class: Class, body: Vec<u8>) -> Result<Received, Refusal> {
             code: RejectCode::WrongClass,
             reason: format!("an event of class {other} among {class}"),
         }),
-        Some(_) | None => Ok(Received { event, body }),
+        Some(_) | None => {
+            let bytes = size_of::<Received>() + body.len() + lists_bytes;
+            Ok((Received { event, body }, bytes))
+        }
     }
 }
 

@@ -4,7 +4,8 @@
 //! One configuration serves both protocols. A certificate is asked for but may be missing, because a joining host
 //! has none; a wrong one always ends the handshake. Which protocol may go on without one is decided after the
 //! handshake, in `mod`. An expired certificate passes here for a while, so that a host that was off can renew;
-//! the session refuses it.
+//! the session refuses it. One that is not valid yet passes, with a warning: this collector has issued it, so its own clock has
+//! been set back.
 
 use crate::identity::{Identity, RENEW_GRACE_S};
 use anyhow::Context;
@@ -19,7 +20,7 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig,
     SignatureScheme,
 };
-use std::sync::Arc;
+use std::sync::{Arc, Once, PoisonError, RwLock};
 use std::time::Duration;
 use vidette_protocol::{ALPN, ALPN_JOIN, escape};
 
@@ -54,29 +55,71 @@ impl ResolvesServerCert for OwnCertificate {
     }
 }
 
-/// Accepts certificates of the own CA, and expired ones within the grace time.
+/// Accepts certificates of the own CAs, and expired ones within the grace time. Follows when a CA comes or goes.
 #[derive(Debug)]
-struct AgentVerifier(Arc<dyn ClientCertVerifier>);
+struct AgentVerifier {
+    identity: Identity,
+    provider: Arc<CryptoProvider>,
+    built: RwLock<Built>,
+}
+
+/// What checks the certificates of some issuers.
+#[derive(Debug, Clone)]
+struct Built {
+    issuers: Vec<CertificateDer<'static>>,
+    verifier: Arc<dyn ClientCertVerifier>,
+}
 
 impl AgentVerifier {
     fn new(identity: &Identity, provider: Arc<CryptoProvider>) -> anyhow::Result<Self> {
+        let built = Built::new(identity.issuers(), provider.clone())?;
+        Ok(Self { identity: identity.clone(), provider, built: RwLock::new(built) })
+    }
+
+    fn inner(&self) -> Arc<dyn ClientCertVerifier> {
+        let issuers = self.identity.issuers();
+        let built = self.built.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if built.issuers == issuers {
+            return built.verifier;
+        }
+        match Built::new(issuers, self.provider.clone()) {
+            Ok(newer) => {
+                let verifier = newer.verifier.clone();
+                *self.built.write().unwrap_or_else(PoisonError::into_inner) = newer;
+                verifier
+            }
+            Err(error) => {
+                tracing::error!(error = %format!("{error:#}"), "agents are checked against the CAs of before");
+                built.verifier
+            }
+        }
+    }
+}
+
+impl Built {
+    fn new(issuers: Vec<CertificateDer<'static>>, provider: Arc<CryptoProvider>) -> anyhow::Result<Self> {
         let mut roots = RootCertStore::empty();
-        roots.add(identity.ca().clone()).context("the CA's certificate can't be used")?;
-        let inner = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        for issuer in &issuers {
+            roots.add(issuer.clone()).context("a CA's certificate can't be used")?;
+        }
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
             .allow_unauthenticated()
+            // An agent has one certificate and needs no hint; these would be those of the start for ever.
+            .clear_root_hint_subjects()
             .build()
             .context("the check of agents' certificates could not be set up")?;
-        Ok(Self(inner))
+        Ok(Self { issuers, verifier })
     }
 }
 
 impl ClientCertVerifier for AgentVerifier {
     fn client_auth_mandatory(&self) -> bool {
-        self.0.client_auth_mandatory()
+        // Asked for and not required: who joins has none.
+        false
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
+        &[]
     }
 
     fn verify_client_cert(
@@ -85,14 +128,30 @@ impl ClientCertVerifier for AgentVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        match self.0.verify_client_cert(end_entity, intermediates, now) {
+        let inner = self.inner();
+        match inner.verify_client_cert(end_entity, intermediates, now) {
             Err(Error::InvalidCertificate(
                 CertificateError::Expired | CertificateError::ExpiredContext { .. },
             )) => {
                 let expired = || Error::InvalidCertificate(CertificateError::Expired);
                 let last_s = last_moment_in_grace(end_entity, now).ok_or_else(expired)?;
                 let last = UnixTime::since_unix_epoch(Duration::from_secs(last_s));
-                self.0.verify_client_cert(end_entity, intermediates, last)
+                inner.verify_client_cert(end_entity, intermediates, last)
+            }
+            Err(Error::InvalidCertificate(
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+            )) => {
+                let not_yet = || Error::InvalidCertificate(CertificateError::NotValidYet);
+                let first = first_moment(end_entity).ok_or_else(not_yet)?;
+                let verified = inner.verify_client_cert(end_entity, intermediates, first)?;
+                let ahead_s = first.as_secs().saturating_sub(now.as_secs());
+                CLOCK_TOLD.call_once(|| {
+                    tracing::warn!(
+                        ahead_s,
+                        "clock: agents have certificates of a later time; this collector's clock was set back"
+                    );
+                });
+                Ok(verified)
             }
             other => other,
         }
@@ -104,7 +163,7 @@ impl ClientCertVerifier for AgentVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<rustls::client::danger::HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, certificate, signature)
+        self.inner().verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -113,12 +172,22 @@ impl ClientCertVerifier for AgentVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<rustls::client::danger::HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, certificate, signature)
+        self.inner().verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.inner().supported_verify_schemes()
     }
+}
+
+/// Once a run: a whole fleet comes after the clock was set.
+static CLOCK_TOLD: Once = Once::new();
+
+/// The first second in which a certificate is good.
+fn first_moment(certificate: &CertificateDer<'_>) -> Option<UnixTime> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let from_s = u64::try_from(parsed.validity().not_before.timestamp()).ok()?;
+    Some(UnixTime::since_unix_epoch(Duration::from_secs(from_s)))
 }
 
 /// The last second in which an expired certificate was good, when that is not too long ago.

@@ -184,6 +184,7 @@ impl Follow {
         }
         self.board.change(|status| {
             status.state = State::Retrying;
+            status.errors += 1;
             status.last_error = Some(text);
             status.last_error_unix_ns = Some(now_unix_ns());
         });

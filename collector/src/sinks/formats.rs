@@ -24,6 +24,7 @@ pub struct Record {
 /// The event inside. One that can't be decoded is shown empty, under its id: nothing stored is left out.
 #[must_use]
 pub fn decoded(stored: &Stored) -> wire::Event {
+    // A damaged one has no body; the reader told of it.
     wire::Event::decode(stored.body.as_slice()).unwrap_or_else(|error| {
         tracing::warn!(event = %stored.event, %error, "a stored event can't be decoded; it is shown without content");
         wire::Event::default()
@@ -33,7 +34,11 @@ pub fn decoded(stored: &Stored) -> wire::Event {
 /// What is known of a stored event beside its body.
 #[must_use]
 pub fn origin(stored: &Stored) -> Origin {
-    Origin { id: Some(stored.event), received_unix_ns: Some(stored.received_unix_ns) }
+    Origin {
+        id: Some(stored.event),
+        received_unix_ns: Some(stored.received_unix_ns),
+        damaged: stored.damaged,
+    }
 }
 
 /// One line of JSON, with its newline.
@@ -186,7 +191,7 @@ mod tests {
             ..Default::default()
         };
         let id = EventId { agent: AgentId([7; 16]), epoch: 9, class: Class::Alert, seq: 5 };
-        Stored { id: 1, event: id, received_unix_ns: 1, body: event.encode_to_vec() }
+        Stored { id: 1, event: id, received_unix_ns: 1, body: event.encode_to_vec(), damaged: false }
     }
 
     fn hostile() -> Vec<Vec<u8>> {

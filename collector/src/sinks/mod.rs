@@ -61,6 +61,9 @@ pub struct Status {
     pub sent: u64,
     /// When the last of them did. Unix nanoseconds.
     pub last_sent_unix_ns: Option<i64>,
+    /// How often something went wrong since the start.
+    #[serde(default)]
+    pub errors: u64,
     /// What went wrong last.
     pub last_error: Option<String>,
     /// When it did. Unix nanoseconds.
@@ -90,6 +93,7 @@ impl Board {
             lag_events: 0,
             sent: 0,
             last_sent_unix_ns: None,
+            errors: 0,
             last_error: None,
             last_error_unix_ns: None,
             caught_up: 0,

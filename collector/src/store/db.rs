@@ -3,8 +3,10 @@
 //! Synchronous, without threads or clocks of its own, so that tests can drive it. `writer` is its only user in
 //! the collector. Rows go to the newest day's file; `reader` reads all of them.
 
+use super::damage::{self, Columns};
 use super::file::{self, DayFile, FileError};
-use super::salvage;
+use super::recent::News;
+use super::{salvage, segments};
 use crate::ingest::session::{Arrival, Committed, Received};
 use anyhow::{Context, bail};
 use rusqlite::{Connection, params};
@@ -16,6 +18,11 @@ use vidette_protocol::wire::event::Kind;
 /// Added to the next id when nobody knows the last one any more, so that no id is given twice and no sink's
 /// cursor passes over new events.
 pub const ID_JUMP: u64 = 1 << 40;
+
+/// Pages that change with every commit.
+const PAGES_A_COMMIT: u64 = 3;
+/// What a row takes beside its body. Bytes.
+const ROW_BYTES: usize = 40;
 
 /// Agent, epoch, class.
 pub type LaneKey = (AgentId, u64, Class);
@@ -42,6 +49,11 @@ pub struct Db {
     marks: Marks,
     last_lane: i64,
     next_id: u64,
+    /// The segment of the newest row: those before it are written.
+    segment: u64,
+    news: News,
+    /// About so many pages were written to the log since it was moved to the file when nobody waited.
+    log_pages: u64,
 }
 
 /// What outlives a connection that failed.
@@ -69,7 +81,7 @@ impl Db {
         let folder = folder.canonicalize()?; // SQLite's NOFOLLOW refuses links anywhere in a path
         file::remove_drafts(&folder);
         let days = file::list(&folder).with_context(|| format!("could not read {}", folder.display()))?;
-        let (connection, day) = match days.last() {
+        let (mut connection, mut day) = match days.last() {
             None => Self::first(&folder, &memory, now_unix_ns)?,
             Some(newest) => match open_newest(newest) {
                 Ok(connection) => (connection, newest.clone()),
@@ -85,7 +97,25 @@ impl Db {
         let marks = load_marks(&connection)?;
         let next_id = next_id(&connection)?.max(memory.next_id);
         let last_lane = marks.values().map(|mark| mark.lane).max().unwrap_or(0);
-        let mut db = Self { folder, retention_days, connection, day, marks, last_lane, next_id };
+        if file::version(&connection)? < file::SCHEMA_VERSION {
+            // Files of an older version are only read: a new one begins, and nothing has to be converted.
+            day = DayFile::new(&folder, day.number + 1, &file::label(now_unix_ns).max(day.label));
+            connection = create(&day, next_id, &marks)?;
+        }
+        let segment = segments::newest(&connection)?.unwrap_or_else(|| segments::of(next_id));
+        let news = News::default();
+        let mut db = Self {
+            folder,
+            retention_days,
+            connection,
+            day,
+            marks,
+            last_lane,
+            next_id,
+            segment,
+            news,
+            log_pages: 0,
+        };
         db.retain();
         Ok(db)
     }
@@ -109,12 +139,14 @@ impl Db {
             moved: HashMap::new(),
             next_id: self.next_id,
             last_lane: self.last_lane,
+            segment: self.segment,
             received: now_unix_ns,
+            news: News::default(),
         };
         group.db.execute_batch("BEGIN IMMEDIATE")?;
         let stored =
             arrivals.iter().map(|arrival| group.store(arrival)).collect::<rusqlite::Result<Vec<_>>>();
-        let (moved, next_id, last_lane) = (group.moved, group.next_id, group.last_lane);
+        let Group { moved, next_id, last_lane, segment, news, .. } = group;
         let committed = stored.and_then(|answers| self.connection.execute_batch("COMMIT").map(|()| answers));
         if committed.is_err() {
             let _ = self.connection.execute_batch("ROLLBACK"); // the connection is given up in any case
@@ -123,7 +155,24 @@ impl Db {
         self.marks.extend(moved);
         self.next_id = next_id;
         self.last_lane = last_lane;
+        self.segment = segment;
+        self.news = news;
+        self.log_pages += pages(arrivals);
         Ok(answers)
+    }
+
+    /// Moves the log to the file when enough has come together. Until SQLite does it by itself, within a commit, there is eight
+    /// times as much of it.
+    ///
+    /// # Errors
+    /// SQLite's. The log keeps what could not be moved.
+    pub fn checkpoint_when_due(&mut self) -> rusqlite::Result<()> {
+        if self.log_pages < file::CHECKPOINT_PAGES_IDLE {
+            return Ok(());
+        }
+        self.log_pages = 0;
+        // Never waits for readers: what they still need stays in the log.
+        self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
     }
 
     /// What is stored of an agent's outbox.
@@ -131,6 +180,11 @@ impl Db {
     pub fn durable(&self, agent: AgentId, epoch: u64) -> Vec<(Class, u64)> {
         let mark = |class| self.marks.get(&(agent, epoch, class)).map(|mark| (class, mark.seq));
         Class::ALL.into_iter().filter_map(mark).collect()
+    }
+
+    /// What the last commit stored, for the sums; once.
+    pub fn take_news(&mut self) -> News {
+        std::mem::take(&mut self.news)
     }
 
     /// The highest id that was given; 0 when none.
@@ -163,12 +217,26 @@ impl Db {
         if label <= self.day.label {
             return Ok(());
         }
+        self.finish_day();
         let day = DayFile::new(&self.folder, self.day.number + 1, &label);
         self.connection = create(&day, self.next_id, &self.marks)?;
+        self.segment = segments::of(self.next_id);
         tracing::info!(file = %day.path.display(), "a new day's file was begun");
         self.day = day;
         self.retain();
         Ok(())
+    }
+
+    /// Writes the last segment of a file that gets no more rows. Without it they are only slower to find.
+    fn finish_day(&self) {
+        let finish = || {
+            let transaction = self.connection.unchecked_transaction()?;
+            segments::finish(&transaction, self.segment)?;
+            transaction.commit()
+        };
+        if let Err(error) = finish() {
+            tracing::warn!(file = %self.day.path.display(), %error, "the end of a day stays without an index");
+        }
     }
 
     /// Deletes files beyond the retention, counted in files as days: no clock decides about evidence.
@@ -189,6 +257,13 @@ impl Db {
     }
 }
 
+/// About what a commit writes to the log: the ends of the tables, and its rows. Pages.
+fn pages(arrivals: &[Arrival]) -> u64 {
+    let bytes: usize =
+        arrivals.iter().flat_map(|arrival| &arrival.events).map(|event| event.body.len() + ROW_BYTES).sum();
+    PAGES_A_COMMIT + bytes as u64 / file::PAGE_BYTES
+}
+
 /// One transaction.
 struct Group<'a> {
     db: &'a Connection,
@@ -196,7 +271,9 @@ struct Group<'a> {
     moved: Marks,
     next_id: u64,
     last_lane: i64,
+    segment: u64,
     received: i64,
+    news: News,
 }
 
 impl Group<'_> {
@@ -237,45 +314,36 @@ impl Group<'_> {
 
     fn rows(&mut self, arrival: &Arrival, lane: i64, repeated: usize) -> rusqlite::Result<()> {
         let first_seq = arrival.first_seq + repeated as u64;
-        let first_id = self.next_id;
-        let mut counts: HashMap<(u32, i32), u64> = HashMap::new();
         let sql = format!(
-            "INSERT INTO {} (id, lane, seq, received, happened, kind, severity, rules, body)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO {} (id, lane, seq, received, happened, kind, severity, rules, body, sum)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             arrival.class.name()
         );
         let mut insert = self.db.prepare_cached(&sql)?;
+        let lane_sum = damage::lane_sum((arrival.agent, arrival.epoch, arrival.class));
         for (seq, Received { event, body }) in (first_seq..).zip(arrival.events.iter().skip(repeated)) {
+            self.enter_segment()?;
             let (kind, severity) = (kind_number(event.kind.as_ref()), event.severity);
-            let (received, happened) = (self.received, event.time_unix_ns);
-            insert.execute(params![
-                self.next_id,
-                lane,
-                seq,
-                received,
-                happened,
-                kind,
-                severity,
-                rules(event.kind.as_ref()),
-                body
-            ])?;
-            *counts.entry((kind, severity)).or_default() += 1;
+            let (id, received, happened) = (self.next_id, self.received, event.time_unix_ns);
+            let rules = rules(event.kind.as_ref());
+            let (class, rules) = (arrival.class, rules.as_deref());
+            let named = rules.map(str::as_bytes);
+            let columns =
+                Columns { class, id, lane, seq, received, happened, kind, severity, rules: named, body };
+            let sum = columns.sum().wrapping_add(lane_sum);
+            insert.execute(params![id, lane, seq, received, happened, kind, severity, rules, body, sum])?;
+            self.news.note(arrival.agent, arrival.class, event);
             self.next_id += 1;
         }
-        let last_seq = first_seq + (self.next_id - first_id) - 1;
-        let run = "INSERT INTO run (lane, first_seq, last_seq, first_id) VALUES (?, ?, ?, ?)";
-        self.db.prepare_cached(run)?.execute(params![lane, first_seq, last_seq, first_id])?;
-        let count = "INSERT INTO count (agent, class, kind, severity, events) VALUES (?, ?, ?, ?, ?)
-                     ON CONFLICT DO UPDATE SET events = events + excluded.events";
-        for ((kind, severity), events) in counts {
-            let class = arrival.class.to_wire();
-            self.db.prepare_cached(count)?.execute(params![
-                arrival.agent.0,
-                class,
-                kind,
-                severity,
-                events
-            ])?;
+        Ok(())
+    }
+
+    /// With the first id of a segment the one before is finished.
+    fn enter_segment(&mut self) -> rusqlite::Result<()> {
+        let segment = segments::of(self.next_id);
+        if segment > self.segment {
+            segments::finish(self.db, self.segment)?;
+            self.segment = segment;
         }
         Ok(())
     }
@@ -296,7 +364,7 @@ pub fn kind_number(kind: Option<&Kind>) -> u32 {
 }
 
 /// Names and ids, each between newlines, so that a filter finds whole ones only.
-fn rules(kind: Option<&Kind>) -> Option<String> {
+pub(super) fn rules(kind: Option<&Kind>) -> Option<String> {
     let Some(Kind::Detection(detection)) = kind else { return None };
     let mut text = String::from("\n");
     for rule in &detection.rules {
@@ -355,7 +423,8 @@ fn repair(
     let kept = saved.rows.len();
     let connection = file::create(&day, |db| {
         fill(db, &day, first_id, next, &marks)?;
-        salvage::write(db, &saved.rows, &marks)
+        salvage::write(db, &saved.rows, &marks)?;
+        segments::finish_below(db, next)
     })?;
     tracing::error!(
         file = %aside.display(), reason, events = kept,

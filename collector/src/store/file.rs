@@ -12,14 +12,32 @@ use std::time::Duration;
 
 /// `VdEv`: what `PRAGMA application_id` says of a day's file.
 pub const APPLICATION_ID: i32 = 0x5664_4576;
-/// The schema this version writes.
-pub const SCHEMA_VERSION: i32 = 1;
+/// The schema this version writes. Files of older ones are only read.
+pub const SCHEMA_VERSION: i32 = 3;
 /// Up to this size the newest file is checked whole when the collector starts. Bytes.
 pub const QUICK_CHECK_BYTES_MAX: u64 = 512 << 20;
 
-const SCHEMA: &str = include_str!("schema/0001.sql");
+/// Every schema there was, the newest last: a file is made whole, and stays as it was made.
+const SCHEMAS: [&str; 3] =
+    [include_str!("schema/0001.sql"), include_str!("schema/0002.sql"), include_str!("schema/0003.sql")];
+/// Rows of this one and later have a sum.
+pub(super) const SUMMED_SINCE: i32 = 3;
+/// Files of this one and later have segments.
+pub(super) const INDEXED_SINCE: i32 = 2;
+/// SQLite's default, which is never changed here.
+pub(crate) const PAGE_BYTES: u64 = 4096;
 const BUSY_WAIT_MAX: Duration = Duration::from_secs(5);
 const WAL_KEPT_BYTES_MAX: u32 = 16 << 20;
+/// Pages in the write-ahead log before they are moved to the file: few syncs of the file, and a log that stays small.
+const CHECKPOINT_PAGES: u32 = 2048;
+/// The same when nobody waits for a commit: often and little, so that whoever comes meanwhile waits for a few milliseconds.
+pub(super) const CHECKPOINT_PAGES_IDLE: u64 = 256;
+/// Pages that the writer keeps in memory. KiB.
+const WRITER_CACHE_KIB: i64 = 16 << 10;
+
+const _: () = assert!((CHECKPOINT_PAGES << 12) < WAL_KEPT_BYTES_MAX);
+const _: () = assert!(CHECKPOINT_PAGES_IDLE < CHECKPOINT_PAGES as u64);
+const _: () = assert!(SCHEMAS.len() == SCHEMA_VERSION as usize);
 const DAY_NS: i64 = 86_400_000_000_000;
 
 /// A file by its name: `events-NNNNNNNN-YYYYMMDD.db`.
@@ -119,6 +137,14 @@ pub fn open(path: &Path, whole_check: bool) -> Result<Connection, FileError> {
     }
 }
 
+/// Which schema a file has; 0 when it has none.
+///
+/// # Errors
+/// SQLite's.
+pub fn version(db: &Connection) -> rusqlite::Result<i32> {
+    db.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
 /// Opens a file to read it. It can't be written through this connection.
 ///
 /// # Errors
@@ -126,7 +152,18 @@ pub fn open(path: &Path, whole_check: bool) -> Result<Connection, FileError> {
 pub fn open_to_read(path: &Path) -> rusqlite::Result<Connection> {
     let db = connect(path)?; // WAL needs its companions, which only a writer may make
     db.pragma_update(None, "query_only", true)?;
+    whole_pages(path)?;
     Ok(db)
+}
+
+/// SQLite reads what is missing of a last page as zeros. Such a page is in order only while a log can mend it.
+fn whole_pages(path: &Path) -> rusqlite::Result<()> {
+    let (bytes, wal) = sizes(path);
+    if wal == 0 && !bytes.is_multiple_of(PAGE_BYTES) {
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+        return Err(rusqlite::Error::SqliteFailure(code, Some("its last page was cut".into())));
+    }
+    Ok(())
 }
 
 /// Makes a new file under a temporary name, lets `fill` write its first rows, and renames it when it is
@@ -147,7 +184,7 @@ pub fn create(
         let db = connect(&draft)?;
         db.pragma_update(None, "synchronous", "FULL")?;
         db.execute_batch("BEGIN IMMEDIATE")?;
-        db.execute_batch(SCHEMA)?;
+        SCHEMAS.last().map_or(Ok(()), |schema| db.execute_batch(schema))?;
         db.pragma_update(None, "application_id", APPLICATION_ID)?;
         db.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         fill(&db)?;
@@ -257,8 +294,13 @@ fn inspect(path: &Path, whole_check: bool) -> Result<Connection, FileError> {
         return Err(FileError::Foreign(format!("{name} is not a regular file: move it away")));
     }
     let db = connect(path)?;
+    whole_pages(path)?;
     let id: i32 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
-    let version: i32 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if db.is_readonly(rusqlite::MAIN_DB)? && OpenOptions::new().write(true).open(path).is_ok() {
+        // fileformat2.html, offset 18
+        return Err(FileError::Damaged(format!("{name} is damaged: its header forbids writing")));
+    }
+    let version = version(&db)?;
     if id == 0 && version == 0 {
         // Never renamed into place like this: it was overwritten or cut to nothing.
         return Err(FileError::Damaged(format!("{name} is empty or not a store")));
@@ -268,18 +310,22 @@ fn inspect(path: &Path, whole_check: bool) -> Result<Connection, FileError> {
             "{name} is the database of another program: move it out of this folder"
         )));
     }
-    if version != SCHEMA_VERSION {
+    let Some(schema) = usize::try_from(version).ok().and_then(|number| SCHEMAS.get(number.checked_sub(1)?))
+    else {
         return Err(FileError::Foreign(format!(
             "{name} has schema {version}, this version knows up to {SCHEMA_VERSION}: run the newer `vidette` again"
         )));
-    }
+    };
     if whole_check {
-        let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        if verdict != "ok" {
-            return Err(FileError::Damaged(format!("{name} is damaged: {verdict}")));
+        // The quick one passes over indexes, and only lanes have one: an agent whose id is another one there is not known any more.
+        for check in ["PRAGMA quick_check(1)", "PRAGMA integrity_check('lane')"] {
+            let verdict: String = db.query_row(check, [], |row| row.get(0))?;
+            if verdict != "ok" {
+                return Err(FileError::Damaged(format!("{name} is damaged: {verdict}")));
+            }
         }
     }
-    if !schema_is_whole(&db)? {
+    if !schema_is_whole(&db, schema)? {
         return Err(FileError::Damaged(format!(
             "{name} is damaged: its tables are not those that were made"
         )));
@@ -287,18 +333,20 @@ fn inspect(path: &Path, whole_check: bool) -> Result<Connection, FileError> {
     let _: String = db.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0))?;
     db.pragma_update(None, "synchronous", "FULL")?;
     db.pragma_update(None, "journal_size_limit", WAL_KEPT_BYTES_MAX)?;
+    db.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    db.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
     Ok(db)
 }
 
 /// Whether the schema is word for word the one that was made: damage there is else met only at a write.
-fn schema_is_whole(db: &Connection) -> rusqlite::Result<bool> {
+fn schema_is_whole(db: &Connection, expected: &str) -> rusqlite::Result<bool> {
     let schema = |db: &Connection| -> rusqlite::Result<Vec<(String, Option<String>)>> {
         let mut all =
             db.prepare("SELECT name, sql FROM sqlite_schema WHERE type IN ('table', 'index') ORDER BY name")?;
         all.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
     };
     let made = Connection::open_in_memory()?;
-    made.execute_batch(SCHEMA)?;
+    made.execute_batch(expected)?;
     Ok(schema(db)? == schema(&made)?)
 }
 

@@ -3,13 +3,16 @@
 //! Assumes nothing of the writer but its files: days come and go while this reads. A day that can't be read is
 //! reported and passed over.
 
+use super::damage::{self, Columns, Damage};
 use super::db::kind_number;
 use super::file::{self, DayFile};
+use super::segments;
 use anyhow::Context;
-use rusqlite::types::Value;
+use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params_from_iter};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use vidette_protocol::id::{AgentId, Class, EventId};
 use vidette_protocol::wire::{self, event::Kind};
 
@@ -17,6 +20,8 @@ use vidette_protocol::wire::{self, event::Kind};
 pub const WINDOW_ROWS: u64 = 50_000;
 /// Rows of one answer.
 pub const PAGE_ROWS_MAX: usize = 10_000;
+/// Lanes whose names are kept in memory.
+const LANES_KEPT_MAX: usize = 10_000;
 /// Days whose connection stays open.
 pub const OPEN_DAYS_MAX: usize = 16;
 
@@ -29,8 +34,10 @@ pub struct Stored {
     pub event: EventId,
     /// Collector's wall clock, Unix nanoseconds.
     pub received_unix_ns: i64,
-    /// The encoded event.
+    /// The encoded event; empty when it is damaged.
     pub body: Vec<u8>,
+    /// The disk made something else of it than what was stored.
+    pub damaged: bool,
 }
 
 /// What to show. The default shows everything.
@@ -70,22 +77,32 @@ pub struct Count {
 /// Agent, class, number of the kind, severity.
 type CountKey = (AgentId, Class, u32, i32);
 
-/// Names of kinds, with their numbers in the contract.
-const KINDS: [(&str, u32); 6] =
-    [("detection", 10), ("file", 11), ("process", 12), ("gap", 13), ("health", 14), ("audit", 15)];
+/// Names of kinds, with their numbers in the contract and the class that all events of it have (`Class::of`).
+const KINDS: [(&str, u32, Class); 6] = [
+    ("detection", 10, Class::Alert),
+    ("file", 11, Class::Telemetry),
+    ("process", 12, Class::Telemetry),
+    ("gap", 13, Class::Alert),
+    ("health", 14, Class::Alert),
+    ("audit", 15, Class::Alert),
+];
 
 /// Reads; not shared between threads.
 #[derive(Debug)]
 pub struct Reader {
     folder: PathBuf,
     open: BTreeMap<PathBuf, Day>,
+    damage: Arc<Damage>,
 }
 
+/// One day's file, open to be read.
 #[derive(Debug)]
-struct Day {
-    connection: Connection,
+pub(super) struct Day {
+    pub(super) connection: Connection,
+    pub(super) version: i32,
     first_id: u64,
     lanes: HashMap<i64, (AgentId, u64, Class)>,
+    damage: Arc<Damage>,
 }
 
 impl Reader {
@@ -94,8 +111,26 @@ impl Reader {
     /// # Errors
     /// When the folder can't be read.
     pub fn new(folder: &Path) -> anyhow::Result<Self> {
+        Self::telling(folder, Arc::default())
+    }
+
+    /// As [`Reader::new`]; what it can't read is told there.
+    ///
+    /// # Errors
+    /// When the folder can't be read.
+    pub fn telling(folder: &Path, damage: Arc<Damage>) -> anyhow::Result<Self> {
         let folder = folder.canonicalize().with_context(|| format!("could not read {}", folder.display()))?;
-        Ok(Self { folder, open: BTreeMap::new() })
+        Ok(Self { folder, open: BTreeMap::new(), damage })
+    }
+
+    /// What it could not read.
+    #[must_use]
+    pub fn damage(&self) -> &Damage {
+        &self.damage
+    }
+
+    pub(super) fn damage_told(&self) -> Arc<Damage> {
+        self.damage.clone()
     }
 
     /// The next events after `id`, ascending, of these classes (none: all), at most `limit`.
@@ -170,13 +205,14 @@ impl Reader {
             }
         }
         let counts = sums.into_iter().map(|((agent, class, kind, severity), events)| {
-            let kind = KINDS.iter().find(|(_, number)| *number == kind).map_or("unknown", |(name, _)| name);
+            let kind =
+                KINDS.iter().find(|(_, number, _)| *number == kind).map_or("unknown", |(name, ..)| name);
             Count { agent, class, kind, severity, events }
         });
         Ok(counts.collect())
     }
 
-    fn days(&mut self) -> anyhow::Result<Vec<DayFile>> {
+    pub(super) fn days(&mut self) -> anyhow::Result<Vec<DayFile>> {
         let days =
             file::list(&self.folder).with_context(|| format!("could not read {}", self.folder.display()))?;
         self.open.retain(|path, _| days.iter().any(|day| day.path == *path));
@@ -194,28 +230,38 @@ impl Reader {
         }
         let opened = match self.open.remove(&day.path) {
             Some(open) => Ok(open),
-            None => Day::open(&day.path),
+            None => Day::open(&day.path, self.damage.clone()),
         };
         let result = opened.and_then(|mut open| {
             let answer = read(&mut open)?;
             self.open.insert(day.path.clone(), open);
             Ok(answer)
         });
-        result
-            .inspect_err(|error| {
-                if day.path.exists() {
-                    tracing::error!(file = %day.path.display(), %error, "a day of the store can't be read and is passed over");
-                }
-            })
-            .ok()
+        match &result {
+            Ok(_) => self.damage.day_is_well(&day.path),
+            Err(error) if day.path.exists() => self.damage.day(&day.path, error),
+            Err(_) => {} // retention took it
+        }
+        result.ok()
     }
 }
 
 impl Day {
-    fn open(path: &Path) -> rusqlite::Result<Self> {
+    pub(super) fn open(path: &Path, damage: Arc<Damage>) -> rusqlite::Result<Self> {
         let connection = file::open_to_read(path)?;
         let first_id = connection.query_row("SELECT first_id FROM file", [], |row| row.get(0))?;
-        Ok(Self { connection, first_id, lanes: HashMap::new() })
+        let version = file::version(&connection)?;
+        Ok(Self { connection, version, first_id, lanes: HashMap::new(), damage })
+    }
+
+    /// No id in it is below the first; from the second on it has every id that was given.
+    pub(super) fn borders(&self) -> rusqlite::Result<(u64, u64)> {
+        let sql = "SELECT first_id, next_id FROM file";
+        self.connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))
+    }
+
+    pub(super) fn first_id(&self) -> u64 {
+        self.first_id
     }
 
     fn ascending(&mut self, after: u64, filter: &Filter, limit: usize) -> rusqlite::Result<Vec<Stored>> {
@@ -230,44 +276,25 @@ impl Day {
         Ok(found)
     }
 
-    /// Window by window, so that a filter that finds little holds no snapshot over the whole day.
-    fn descending(&mut self, before: u64, filter: &Filter, limit: usize) -> rusqlite::Result<Vec<Stored>> {
-        let sql = "SELECT min(i), max(a) FROM (SELECT min(id) AS i, max(id) AS a FROM alert
-                   UNION ALL SELECT min(id), max(id) FROM telemetry)";
-        let sql_range = self.connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let (Some(lowest), Some(highest)): (Option<u64>, Option<u64>) = sql_range else {
-            return Ok(Vec::new());
-        };
-        let mut found = Vec::new();
-        let mut upper = before.min(highest.saturating_add(1));
-        while upper > lowest && found.len() < limit {
-            let lower = upper.saturating_sub(WINDOW_ROWS).max(lowest);
-            let mut window = Vec::new();
-            for class in classes(filter) {
-                window.append(&mut self.rows(
-                    class,
-                    filter,
-                    (lower, upper - 1),
-                    "DESC",
-                    limit - found.len(),
-                )?);
-            }
-            window.sort_by_key(|stored| std::cmp::Reverse(stored.id));
-            window.truncate(limit - found.len());
-            found.append(&mut window);
-            // Ids may jump far, after a file was set aside: the next window begins at the next id there is.
-            upper = self.highest_below(lower)?.map_or(lowest, |id| id.saturating_add(1));
-        }
-        Ok(found)
+    /// Whether a row that is there is found by its id.
+    pub(super) fn leads_to(&self, class: Class, id: u64) -> rusqlite::Result<bool> {
+        let sql = format!("SELECT 1 FROM {} WHERE id = ?", class.name());
+        self.connection.prepare_cached(&sql)?.exists([id])
     }
 
-    fn highest_below(&self, id: u64) -> rusqlite::Result<Option<u64>> {
+    pub(super) fn lowest_from(&self, id: u64) -> rusqlite::Result<Option<u64>> {
+        let sql = "SELECT min(id) FROM (SELECT min(id) AS id FROM alert WHERE id >= ?1
+                   UNION ALL SELECT min(id) FROM telemetry WHERE id >= ?1)";
+        self.connection.prepare_cached(sql)?.query_row([id], |row| row.get(0))
+    }
+
+    pub(super) fn highest_below(&self, id: u64) -> rusqlite::Result<Option<u64>> {
         let sql = "SELECT max(id) FROM (SELECT max(id) AS id FROM alert WHERE id < ?1
                    UNION ALL SELECT max(id) FROM telemetry WHERE id < ?1)";
         self.connection.prepare_cached(sql)?.query_row([id], |row| row.get(0))
     }
 
-    fn rows(
+    pub(super) fn rows(
         &mut self,
         class: Class,
         filter: &Filter,
@@ -277,31 +304,38 @@ impl Day {
     ) -> rusqlite::Result<Vec<Stored>> {
         let Some((condition, values)) = self.condition(filter)? else { return Ok(Vec::new()) };
         let sql = format!(
-            "SELECT id, lane, seq, received, body FROM {} WHERE id BETWEEN {} AND {}{condition} ORDER BY id {direction} LIMIT {limit}",
+            "SELECT {} FROM {} WHERE id BETWEEN {} AND {}{condition} ORDER BY id {direction} LIMIT {limit}",
+            self.columns(),
             class.name(),
             ids.0,
             ids.1
         );
-        let found: Vec<(i64, Stored)> = self
+        let found: Vec<(i64, Stored, Option<i64>)> = self
             .connection
             .prepare(&sql)?
             .query_map(params_from_iter(values), |row| stored(row, class))?
             .collect::<rusqlite::Result<_>>()?;
-        found.into_iter().map(|(lane, row)| self.named(lane, row)).collect()
+        // A damaged inner page leads to the same rows again.
+        let is_ordered = if direction == "ASC" { u64::lt } else { u64::gt };
+        if !found
+            .windows(2)
+            .all(|pair| matches!(pair, [(_, one, _), (_, next, _)] if is_ordered(&one.id, &next.id)))
+        {
+            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+            return Err(rusqlite::Error::SqliteFailure(code, Some("its rows are not in order".into())));
+        }
+        found.into_iter().map(|(lane, row, left)| self.named(lane, row, left)).collect()
     }
 
     /// The rest of the WHERE clause; `None` when nothing can pass.
-    fn condition(&mut self, filter: &Filter) -> rusqlite::Result<Option<(String, Vec<Value>)>> {
+    pub(super) fn condition(&mut self, filter: &Filter) -> rusqlite::Result<Option<(String, Vec<Value>)>> {
         let (mut sql, mut values) = (String::new(), Vec::new());
         if let Some(agents) = &filter.agents {
-            self.load_lanes()?;
-            let lanes = self.lanes.iter().filter(|(_, (agent, ..))| agents.contains(agent));
-            let lanes: Vec<String> = lanes.map(|(lane, _)| lane.to_string()).collect();
+            let lanes: Vec<String> = self.lanes_of(agents)?.iter().map(i64::to_string).collect();
             sql.push_str(&format!(" AND lane IN ({})", lanes.join(",")));
         }
         if !filter.kinds.is_empty() {
-            let wanted = KINDS.iter().filter(|(name, _)| filter.kinds.iter().any(|kind| kind == name));
-            let numbers: Vec<String> = wanted.map(|(_, number)| number.to_string()).collect();
+            let numbers: Vec<String> = kind_numbers(filter).iter().map(u32::to_string).collect();
             if numbers.is_empty() {
                 return Ok(None);
             }
@@ -313,7 +347,7 @@ impl Day {
         }
         if let Some(rule) = &filter.rule {
             sql.push_str(" AND instr(rules, ?) > 0");
-            values.push(Value::from(format!("\n{}\n", rule.replace('\n', " "))));
+            values.push(Value::from(format!("\n{}\n", one_line(rule))));
         }
         for (bound, operator) in [(filter.since_unix_ns, ">="), (filter.until_unix_ns, "<")] {
             if let Some(time) = bound {
@@ -325,61 +359,215 @@ impl Day {
     }
 
     fn one(&mut self, id: EventId) -> rusqlite::Result<Option<Stored>> {
-        let sql = "SELECT run.first_id + (?4 - run.first_seq) FROM run JOIN lane USING (lane)
-                   WHERE agent = ?1 AND epoch = ?2 AND class = ?3 AND run.first_seq <= ?4 AND run.last_seq >= ?4
-                   ORDER BY run.first_seq DESC LIMIT 1";
-        let epoch = id.epoch.cast_signed();
-        let Ok(seq) = i64::try_from(id.seq) else { return Ok(None) };
-        let row: Option<u64> = self
+        let Some(row) = self.find(id)? else { return Ok(None) };
+        self.row(id.class, row, "", &[])
+    }
+
+    /// One row, when it passes the rest of a WHERE clause.
+    pub(super) fn row(
+        &mut self,
+        class: Class,
+        id: u64,
+        condition: &str,
+        values: &[Value],
+    ) -> rusqlite::Result<Option<Stored>> {
+        let sql = format!("SELECT {} FROM {} WHERE id = ?{condition}", self.columns(), class.name());
+        let values = [Value::from(id.cast_signed())].into_iter().chain(values.iter().cloned());
+        let found = self
             .connection
-            .query_row(sql, (id.agent.0, epoch, id.class.to_wire(), seq), |row| row.get(0))
+            .prepare_cached(&sql)?
+            .query_row(params_from_iter(values), |row| stored(row, class))
             .optional()?;
-        let Some(row) = row else { return Ok(None) };
-        let sql = format!("SELECT id, lane, seq, received, body FROM {} WHERE id = ?", id.class.name());
-        let found = self.connection.query_row(&sql, [row], |row| stored(row, id.class)).optional()?;
-        found.map(|(lane, row)| self.named(lane, row)).transpose()
+        found.map(|(lane, row, left)| self.named(lane, row, left)).transpose()
     }
 
     fn counts(&mut self) -> rusqlite::Result<Vec<(CountKey, u64)>> {
-        let mut select = self.connection.prepare("SELECT agent, class, kind, severity, events FROM count")?;
-        let rows = select.query_map([], |row| {
-            let class: i32 = row.get(1)?;
-            let class =
-                Class::from_wire(class).ok_or(rusqlite::Error::IntegralValueOutOfRange(1, class.into()))?;
-            Ok(((AgentId(row.get(0)?), class, row.get(2)?, row.get(3)?), row.get(4)?))
-        })?;
-        rows.collect()
+        // One snapshot: a segment may be finished in the meantime.
+        let snapshot = self.connection.unchecked_transaction()?;
+        let mut counts = counted(&snapshot, "SELECT agent, class, kind, severity, events FROM count", 0)?;
+        if self.version > 1 {
+            let sql = "SELECT coalesce((SELECT max(segment) + 1 FROM segment), 0)";
+            let segment: u64 = snapshot.query_row(sql, [], |row| row.get(0))?;
+            for class in Class::ALL {
+                let sql = format!(
+                    "SELECT agent, class, kind, severity, count(*) FROM {} JOIN lane USING (lane) WHERE id >= ?
+                     GROUP BY 1, 2, 3, 4",
+                    class.name()
+                );
+                counts.append(&mut counted(&snapshot, &sql, segments::ids_of(segment).0)?);
+            }
+        }
+        Ok(counts)
     }
 
-    fn named(&mut self, lane: i64, mut stored: Stored) -> rusqlite::Result<Stored> {
-        if !self.lanes.contains_key(&lane) {
-            self.load_lanes()?; // a new agent, since this day was opened
+    /// What [`stored`] reads.
+    fn columns(&self) -> &'static str {
+        if self.version < file::SUMMED_SINCE {
+            "id, lane, seq, received, body, NULL, happened, kind, severity, rules"
+        } else {
+            "id, lane, seq, received, body, sum, happened, kind, severity, rules"
         }
-        let (agent, epoch, class) = *self.lanes.get(&lane).ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-        stored.event = EventId { agent, epoch, class, seq: stored.event.seq };
+    }
+
+    fn named(&mut self, lane: i64, mut stored: Stored, left: Option<i64>) -> rusqlite::Result<Stored> {
+        let known = self.lanes.get(&lane).copied().map_or_else(|| self.load_lane(lane), Ok);
+        match known {
+            Ok(key) => {
+                stored.damaged |= left.is_some_and(|left| left != damage::lane_sum(key));
+                stored.event = EventId { agent: key.0, epoch: key.1, class: key.2, ..stored.event };
+            }
+            Err(_) if left.is_some() || stored.damaged => stored.damaged = true, // whose it was can't be read
+            Err(error) => return Err(error),
+        }
+        if stored.damaged {
+            stored.body = Vec::new();
+            self.damage.event(stored.id, stored.event);
+        }
         Ok(stored)
     }
 
-    fn load_lanes(&mut self) -> rusqlite::Result<()> {
-        let marks = super::db::load_marks(&self.connection)?;
-        self.lanes = marks.into_iter().map(|(key, mark)| (mark.lane, key)).collect();
-        Ok(())
+    /// One by one: a page shows few of a fleet's lanes.
+    fn load_lane(&mut self, lane: i64) -> rusqlite::Result<(AgentId, u64, Class)> {
+        let sql = "SELECT agent, epoch, class FROM lane WHERE lane = ?";
+        let known = self.connection.prepare_cached(sql)?.query_row([lane], |row| {
+            let class: i32 = row.get(2)?;
+            let class =
+                Class::from_wire(class).ok_or(rusqlite::Error::IntegralValueOutOfRange(2, class.into()))?;
+            Ok((AgentId(row.get(0)?), row.get::<_, i64>(1)?.cast_unsigned(), class))
+        })?;
+        if self.lanes.len() >= LANES_KEPT_MAX {
+            self.lanes.clear();
+        }
+        self.lanes.insert(lane, known);
+        Ok(known)
     }
+
+    /// The lanes of these agents.
+    pub(super) fn lanes_of(&self, agents: &[AgentId]) -> rusqlite::Result<Vec<i64>> {
+        let mut select = self.connection.prepare_cached("SELECT lane FROM lane WHERE agent = ?")?;
+        let mut lanes = Vec::new();
+        for agent in agents {
+            for lane in select.query_map([agent.0], |row| row.get(0))? {
+                lanes.push(lane?);
+            }
+        }
+        Ok(lanes)
+    }
+}
+
+fn counted(db: &Connection, sql: &str, from: u64) -> rusqlite::Result<Vec<(CountKey, u64)>> {
+    let mut select = db.prepare(sql)?;
+    let values = [from].into_iter().take(select.parameter_count());
+    let rows = select.query_map(params_from_iter(values), |row| {
+        let class: i32 = row.get(1)?;
+        let class =
+            Class::from_wire(class).ok_or(rusqlite::Error::IntegralValueOutOfRange(1, class.into()))?;
+        Ok(((AgentId(row.get(0)?), class, row.get(2)?, row.get(3)?), row.get(4)?))
+    })?;
+    rows.collect()
 }
 
 /// The name of a kind, as filters have it; `unknown` for one from a newer agent.
 #[must_use]
 pub fn kind_name(kind: Option<&Kind>) -> &'static str {
     let number = kind_number(kind);
-    KINDS.iter().find(|(_, known)| *known == number).map_or("unknown", |(name, _)| name)
+    KINDS.iter().find(|(_, known, _)| *known == number).map_or("unknown", |(name, ..)| name)
 }
 
-fn classes(filter: &Filter) -> Vec<Class> {
+/// Numbers of the kinds that are asked for and can be of a class that is.
+pub(super) fn kind_numbers(filter: &Filter) -> Vec<u32> {
+    wanted_kinds(filter).map(|(number, _)| number).collect()
+}
+
+fn wanted_kinds(filter: &Filter) -> impl Iterator<Item = (u32, Class)> {
+    let is_of = |class: &Class| filter.classes.is_empty() || filter.classes.contains(class);
+    let wanted =
+        move |name: &str, class: &Class| filter.kinds.iter().any(|kind| kind == name) && is_of(class);
+    KINDS
+        .iter()
+        .filter(move |(name, _, class)| wanted(name, class))
+        .map(|(_, number, class)| (*number, *class))
+}
+
+/// A rule's name as it is in the column `rules`.
+pub(super) fn one_line(rule: &str) -> String {
+    rule.replace('\n', " ")
+}
+
+/// The classes in which anything can pass: a kind says its class.
+pub(super) fn classes(filter: &Filter) -> Vec<Class> {
     let wanted = |class: &Class| filter.classes.is_empty() || filter.classes.contains(class);
-    Class::ALL.into_iter().filter(wanted).collect()
+    let has_kind =
+        |class: &Class| filter.kinds.is_empty() || wanted_kinds(filter).any(|(_, of)| of == *class);
+    Class::ALL.into_iter().filter(|class| wanted(class) && has_kind(class)).collect()
 }
 
-fn stored(row: &Row<'_>, class: Class) -> rusqlite::Result<(i64, Stored)> {
-    let event = EventId { agent: AgentId([0; 16]), epoch: 0, class, seq: row.get(2)? };
-    Ok((row.get(1)?, Stored { id: row.get(0)?, event, received_unix_ns: row.get(3)?, body: row.get(4)? }))
+/// A row and the number of its lane; and what is left of its sum without its columns, which [`damage::lane_sum`] has to
+/// be. `None` where rows have none.
+fn stored(row: &Row<'_>, class: Class) -> rusqlite::Result<(i64, Stored, Option<i64>)> {
+    // A number that was damaged may be below 0: its sum shows it, and it costs no other row.
+    let seq = row.get::<_, i64>(2)?.cast_unsigned();
+    let event = EventId { agent: AgentId([0; 16]), epoch: 0, class, seq };
+    let (lane, body) = (row.get(1)?, row.get(4)?);
+    let mut stored = Stored { id: row.get(0)?, event, received_unix_ns: row.get(3)?, body, damaged: false };
+    if row.get_ref(5)? == ValueRef::Null {
+        return Ok((lane, stored, None));
+    }
+    let left = left_of_sum(row, class, lane, &stored).ok();
+    stored.damaged = left.is_none(); // a column of another type fits nothing
+    Ok((lane, stored, left))
+}
+
+fn left_of_sum(row: &Row<'_>, class: Class, lane: i64, stored: &Stored) -> rusqlite::Result<i64> {
+    let columns = Columns {
+        class,
+        id: stored.id,
+        lane,
+        seq: stored.event.seq,
+        received: stored.received_unix_ns,
+        happened: row.get(6)?,
+        kind: row.get(7)?,
+        severity: row.get(8)?,
+        rules: row.get_ref(9)?.as_bytes_or_null()?,
+        body: &stored.body,
+    };
+    Ok(row.get::<_, i64>(5)?.wrapping_sub(columns.sum()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_the_class_that_its_events_have() {
+        let kinds = [
+            Kind::Detection(Default::default()),
+            Kind::File(Default::default()),
+            Kind::Process(Default::default()),
+            Kind::Gap(Default::default()),
+            Kind::Health(Default::default()),
+            Kind::Audit(Default::default()),
+        ];
+        assert_eq!(kinds.len(), KINDS.len());
+        for (kind, (name, number, class)) in kinds.into_iter().zip(KINDS) {
+            assert_eq!((kind_name(Some(&kind)), kind_number(Some(&kind))), (name, number));
+            assert_eq!(Class::of(&wire::Event { kind: Some(kind), ..Default::default() }), Some(class));
+        }
+    }
+
+    #[test]
+    fn a_class_that_has_none_of_the_kinds_is_not_looked_at() {
+        let of = |classes_wanted: &[Class], kinds: &[&str]| {
+            let kinds = kinds.iter().map(|kind| (*kind).to_owned()).collect();
+            classes(&Filter { classes: classes_wanted.to_vec(), kinds, ..Filter::default() })
+        };
+        assert_eq!(of(&[], &[]), Class::ALL);
+        assert_eq!(of(&[Class::Alert], &[]), [Class::Alert]);
+        assert_eq!(of(&[], &["file"]), [Class::Telemetry]);
+        assert_eq!(of(&[], &["file", "gap"]), Class::ALL);
+        assert_eq!(of(&[Class::Alert], &["file", "gap"]), [Class::Alert]);
+        for nothing in [&["file"][..], &["process", "file"], &["nonsense"]] {
+            assert_eq!(of(&[Class::Alert], nothing), [], "{nothing:?}");
+        }
+    }
 }

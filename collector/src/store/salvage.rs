@@ -1,14 +1,18 @@
 //! What can still be read of a damaged day's file, row by row.
 //!
-//! Assumes nothing of the file. `db` writes the rows to a new one under their old ids.
+//! Assumes nothing of the file: a row is taken when its columns say what its event says and its number follows. `db`
+//! writes the rows to a new one under their old ids.
 
+use super::damage::{self, Columns};
 use super::db::{self, Mark, Marks};
 use super::file;
+use prost::Message;
 use rusqlite::{Connection, Row, params};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use vidette_protocol::id::Class;
 use vidette_protocol::limits::EVENT_BYTES_MAX;
+use vidette_protocol::{check, wire};
 
 /// Rows of one file that are taken over at most; beyond it they stay in the file that was set aside.
 const ROWS_MAX: usize = 2_000_000;
@@ -36,6 +40,25 @@ pub struct SavedRow {
     severity: i32,
     rules: Option<String>,
     body: Vec<u8>,
+    /// `None` in a file whose rows have none.
+    sum: Option<i64>,
+}
+
+impl SavedRow {
+    fn columns(&self) -> Columns<'_> {
+        Columns {
+            class: self.class,
+            id: self.id,
+            lane: self.lane,
+            seq: self.seq,
+            received: self.received,
+            happened: self.happened,
+            kind: self.kind,
+            severity: self.severity,
+            rules: self.rules.as_deref().map(str::as_bytes),
+            body: &self.body,
+        }
+    }
 }
 
 /// Reads both tables from both ends. Never fails: what can't be read is not there.
@@ -43,15 +66,26 @@ pub struct SavedRow {
 pub fn read(path: &Path) -> Saved {
     let Ok(connection) = file::open_to_read(path) else { return Saved::default() };
     let marks = db::load_marks(&connection).unwrap_or_default();
+    let sums = lane_sums(&marks);
     let mut rows = BTreeMap::new();
     for class in Class::ALL {
         for direction in ["ASC", "DESC"] {
-            if walk(&connection, class, direction, &mut rows).is_ok() {
+            if walk(&connection, class, direction, &sums, &mut rows).is_ok() {
                 break; // no damage on the way: the other direction has nothing more
             }
         }
     }
-    Saved { marks, rows: rows.into_values().collect() }
+    let mut rows: Vec<SavedRow> = rows.into_values().collect();
+    // The numbers of a lane grow with the ids: one that does not was misread.
+    let mut last: HashMap<i64, u64> = HashMap::new();
+    rows.retain(|row| {
+        let follows = last.get(&row.lane).is_none_or(|&last| row.seq > last);
+        if follows {
+            last.insert(row.lane, row.seq);
+        }
+        follows
+    });
+    Saved { marks, rows }
 }
 
 /// Marks are never below the rows that are kept.
@@ -69,13 +103,12 @@ pub fn raise(marks: &mut Marks, rows: &[SavedRow]) {
 /// # Errors
 /// SQLite's.
 pub fn write(db: &Connection, rows: &[SavedRow], marks: &Marks) -> rusqlite::Result<()> {
-    let known: std::collections::HashSet<i64> = marks.values().map(|mark| mark.lane).collect();
-    let mut run = db
-        .prepare("INSERT OR IGNORE INTO run (lane, first_seq, last_seq, first_id) VALUES (?1, ?2, ?2, ?3)")?;
-    for row in rows.iter().filter(|row| known.contains(&row.lane)) {
+    let sums = lane_sums(marks);
+    for row in rows {
+        let Some(lane_sum) = sums.get(&row.lane) else { continue };
         let sql = format!(
-            "INSERT INTO {} (id, lane, seq, received, happened, kind, severity, rules, body)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO {} (id, lane, seq, received, happened, kind, severity, rules, body, sum)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             row.class.name()
         );
         db.prepare_cached(&sql)?.execute(params![
@@ -87,29 +120,27 @@ pub fn write(db: &Connection, rows: &[SavedRow], marks: &Marks) -> rusqlite::Res
             row.kind,
             row.severity,
             row.rules,
-            row.body
+            row.body,
+            row.columns().sum().wrapping_add(*lane_sum)
         ])?;
-        run.execute(params![row.lane, row.seq, row.id])?;
-    }
-    for class in Class::ALL {
-        let sql = format!(
-            "INSERT INTO count (agent, class, kind, severity, events)
-             SELECT agent, class, kind, severity, count(*) FROM {} JOIN lane USING (lane) GROUP BY 1, 2, 3, 4",
-            class.name()
-        );
-        db.execute(&sql, [])?;
     }
     Ok(())
+}
+
+fn lane_sums(marks: &Marks) -> HashMap<i64, i64> {
+    marks.iter().map(|(key, mark)| (mark.lane, damage::lane_sum(*key))).collect()
 }
 
 fn walk(
     connection: &Connection,
     class: Class,
     direction: &str,
+    sums: &HashMap<i64, i64>,
     saved: &mut BTreeMap<u64, SavedRow>,
 ) -> rusqlite::Result<()> {
+    let sum = if file::version(connection)? < file::SUMMED_SINCE { "NULL" } else { "sum" };
     let sql = format!(
-        "SELECT id, lane, seq, received, happened, kind, severity, rules, body FROM {} ORDER BY id {direction}",
+        "SELECT id, lane, seq, received, happened, kind, severity, rules, body, {sum} FROM {} ORDER BY id {direction}",
         class.name()
     );
     let mut select = connection.prepare(&sql)?;
@@ -117,12 +148,28 @@ fn walk(
     for _ in 0..ROWS_MAX {
         let Some(row) = rows.next()? else { break };
         let Ok(row) = take(class, row) else { continue };
-        if saved.contains_key(&row.id) || row.body.len() > EVENT_BYTES_MAX {
+        if saved.contains_key(&row.id) || !is_itself(&row, sums) {
             continue;
         }
         saved.insert(row.id, row);
     }
     Ok(())
+}
+
+/// Whether the columns were made from this event: a row put together from two others does not agree with itself.
+fn is_itself(row: &SavedRow, sums: &HashMap<i64, i64>) -> bool {
+    let lane_sum = sums.get(&row.lane).copied().unwrap_or(0);
+    let fits = |sum| sum == row.columns().sum().wrapping_add(lane_sum);
+    if row.body.len() > EVENT_BYTES_MAX || !row.sum.is_none_or(fits) {
+        return false;
+    }
+    let Ok(event) = wire::Event::decode(row.body.as_slice()) else { return false };
+    check::event(&event).is_ok()
+        && Class::of(&event).is_none_or(|class| class == row.class)
+        && db::kind_number(event.kind.as_ref()) == row.kind
+        && db::rules(event.kind.as_ref()) == row.rules
+        && event.severity == row.severity
+        && event.time_unix_ns == row.happened
 }
 
 fn take(class: Class, row: &Row<'_>) -> rusqlite::Result<SavedRow> {
@@ -137,5 +184,6 @@ fn take(class: Class, row: &Row<'_>) -> rusqlite::Result<SavedRow> {
         severity: row.get(6)?,
         rules: row.get(7)?,
         body: row.get(8)?,
+        sum: row.get(9)?,
     })
 }

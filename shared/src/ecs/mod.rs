@@ -33,6 +33,13 @@ pub struct Origin {
     pub id: Option<EventId>,
     /// When the collector committed it, Unix nanoseconds.
     pub received_unix_ns: Option<i64>,
+    /// The collector's disk has changed it: there is no content.
+    pub damaged: bool,
+}
+
+impl Origin {
+    /// Of an event that was never at a collector.
+    pub const NONE: Self = Self { id: None, received_unix_ns: None, damaged: false };
 }
 
 /// The event as a JSON object with dotted ECS field names (`"file.path": …`).
@@ -40,7 +47,11 @@ pub struct Origin {
 pub fn record(origin: Origin, event: &wire::Event) -> Map<String, Value> {
     let mut record = Record(Map::new());
     record.put("@timestamp", rfc3339(event.time_unix_ns));
-    record.text("message", &summary::sentence(event));
+    if origin.damaged {
+        record.put("message", "its content was damaged on the collector's disk");
+    } else {
+        record.text("message", &summary::sentence(event));
+    }
     put_event_fields(&mut record, origin, event);
     if let Some(id) = origin.id {
         record.put("agent.id", id.agent.to_string());
@@ -54,6 +65,9 @@ pub fn record(origin: Origin, event: &wire::Event) -> Map<String, Value> {
         record.put("vidette.class", class.name());
     }
     record.put("vidette.severity", words::severity(event.severity));
+    if origin.damaged {
+        record.put("vidette.damaged", true);
+    }
     if event.uptime_ns != 0 {
         record.put("vidette.uptime_ns", event.uptime_ns);
     }
@@ -182,6 +196,7 @@ fn put_kind(record: &mut Record, event: &wire::Event) {
         Some(Kind::Audit(audit)) => {
             record.text("vidette.audit.action", &audit.action);
             record.text("vidette.audit.outcome", &audit.outcome);
+            audit.process.iter().for_each(|process| actors::put_process(record, process, "done_by"));
         }
     }
 }

@@ -27,7 +27,8 @@ pub(super) fn sentence(event: &wire::Event) -> String {
         }
         Some(Kind::Audit(audit)) => {
             let (action, outcome) = (terminal(audit.action.as_bytes()), terminal(audit.outcome.as_bytes()));
-            format!("{action} {outcome}{}", because(&audit.detail)).replace("  ", " ")
+            let by = by("done_by", audit.process.as_ref());
+            format!("{action} {outcome}{by}{}", because(&audit.detail)).replace("  ", " ")
         }
     }
 }

@@ -9,7 +9,7 @@ const SEEDS: u64 = 1500;
 
 fn origin() -> Origin {
     let id = EventId { agent: AgentId([0xab; 16]), epoch: 7, class: Class::Alert, seq: 42 };
-    Origin { id: Some(id), received_unix_ns: Some(1_700_000_000_123_456_789) }
+    Origin { id: Some(id), received_unix_ns: Some(1_700_000_000_123_456_789), damaged: false }
 }
 
 /// An event whose every name and text comes from the seed; each kind in turn.
@@ -75,7 +75,7 @@ fn hostile_event(seed: u64) -> wire::Event {
         }),
         3 => Kind::Gap(wire::Gap { reason: 5, detail: text(), ..Default::default() }),
         4 => Kind::Health(wire::Health { component: text(), state: 2, message: text() }),
-        _ => Kind::Audit(wire::Audit { action: text(), outcome: text(), detail: text() }),
+        _ => Kind::Audit(wire::Audit { action: text(), outcome: text(), detail: text(), process }),
     };
     wire::Event { host_name: name(), severity: 4, kind: Some(kind), ..Default::default() }
 }
@@ -163,7 +163,7 @@ fn nothing_is_null_or_empty() {
         Value::Object(object) => object.is_empty(),
         Value::Bool(_) | Value::Number(_) => false,
     };
-    let bare = Origin { id: None, received_unix_ns: None };
+    let bare = Origin::NONE;
     let events = (0..60).map(hostile_event).chain([wire::Event::default()]);
     for (at, event) in events.enumerate() {
         for (field, value) in record(bare, &event) {

@@ -221,6 +221,7 @@ fn compiled(random: &mut StdRng) -> Compiled {
         code: "E001".into(),
         message: name(random),
         error: random.random(),
+        rule: name(random),
     };
     let problems = (0..random.random_range(0..6)).map(|_| problem(random)).collect();
     let loaded = Loaded {
@@ -258,6 +259,8 @@ fn scanned(random: &mut StdRng) -> Scanned {
         scan_us: random.random_range(0..99_999),
         scanned_bytes: random.random_range(0..99_999),
         stable: true,
+        lasting: true,
+        of_the_day: false,
     }
 }
 

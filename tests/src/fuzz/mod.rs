@@ -6,6 +6,9 @@
 //!                                                                   -> finding -> minimise -> a file to replay
 //! ```
 //!
+//! Most targets run in processes of their own; what decodes bytes from peers and disks (`frames`, `wire`, `join`, `csr`, `outbox`,
+//! `config`) runs in this one, where a panic is a finding and every promise about what is let through is checked again.
+//!
 //! A finding is an input that killed a worker, hung it, made it call what it may not, or got past a limit of the parent.
 
 /// Numbers into bytes.
@@ -26,6 +29,22 @@ pub mod scan;
 pub mod rules;
 /// Answers of a worker through the parent's decoder.
 pub mod answers;
+/// What targets share that run in this process.
+pub mod inside;
+/// Messages of the contract with everything in them.
+pub mod messages;
+/// Streams of frames and batches, through the collector's half of a session.
+pub mod frames;
+/// Every message of the contract.
+pub mod wire;
+/// Join requests, and lines to join with.
+pub mod join;
+/// Certificate requests.
+pub mod csr;
+/// What is on the disk where the outbox was.
+pub mod outbox;
+/// Configuration files.
+pub mod config;
 /// A finding made small.
 pub mod minimise;
 /// The loop.

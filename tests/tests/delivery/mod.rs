@@ -2,10 +2,12 @@
 //!
 //! `world` runs one seed, `oracle` judges it. A failing seed is replayed with `VIDETTE_SEED=n`. The same worlds
 //! run with a bug planted around the product's code; a bug that no seed notices would mean that the oracle is
-//! blind.
+//! blind. `week` drains a long time without a link over a steady `line`.
 
 mod events;
+mod line;
 mod oracle;
+mod week;
 mod world;
 
 use std::sync::Mutex;

@@ -62,6 +62,10 @@ fn appended_is_stored(
         let here = lanes.get(&(event.epoch, event.class)).and_then(|lane| lane.get(&event.seq));
         match here {
             Some(Read::Marked(marker)) if *marker == event.marker && !event.poison => {}
+            // The gap that tells of lost alerts has the number of the last of them.
+            Some(Read::Gap(gap)) if covers(gap, event.class, event.seq) => {
+                *missing.entry(event.class).or_default() += 1;
+            }
             Some(_) => return Err(format!("something else is stored in the place of {event:?}")),
             None if gaps.iter().any(|gap| covers(gap, event.class, event.seq)) => {
                 *missing.entry(event.class).or_default() += 1;

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use vidette_agent::host::{Host, Moment};
-use vidette_agent::outbox::db::{Answer, Db as Outbox, Work};
+use vidette_agent::outbox::db::{Answer, BYTES_MIN, Db as Outbox, Work};
 use vidette_agent::transport::backoff::Backoff;
 use vidette_agent::transport::session as agent;
 use vidette_collector::ingest::session as collector;
@@ -153,7 +153,7 @@ impl World {
         let memory = std::path::Path::new("/dev/shm");
         let folder = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() };
         let began = Instant::now();
-        let outbox_bytes = if rng.random_bool(0.3) { 16 << 10 } else { 1 << 30 };
+        let outbox_bytes = if rng.random_bool(0.3) { BYTES_MIN } else { 1 << 30 };
         let mut world = Self {
             seen: Seen::default(),
             appended: Vec::new(),
@@ -355,7 +355,7 @@ impl World {
             self.soon(3_000, Happening::Append); // the sensors are down with it
             return Ok(());
         }
-        let count = self.rng.random_range(1..if self.outbox_bytes < 1 << 20 { 40 } else { 8 });
+        let count = self.rng.random_range(1..if self.outbox_bytes < 1 << 20 { 160 } else { 8 });
         let mut events = Vec::new();
         for _ in 0..count {
             self.markers += 1;
@@ -365,11 +365,14 @@ impl World {
             self.agent_crash(); // before the commit: nobody was promised anything
             return Ok(());
         }
-        let before: HashMap<Class, u64> = self.last_numbers()?.into_iter().collect();
         let classes: Vec<Class> = events.iter().filter_map(Class::of).collect();
         let first = self.markers + 1 - count;
         self.work(Work::Append(events))?;
-        let mut numbers = before;
+        // Gaps that made room took their numbers before these.
+        let mut numbers: HashMap<Class, u64> = self.last_numbers()?.into_iter().collect();
+        for class in &classes {
+            *numbers.entry(*class).or_default() -= 1;
+        }
         for (marker, class) in (first..).zip(classes) {
             let number = numbers.entry(class).or_default();
             *number += 1;
@@ -384,7 +387,7 @@ impl World {
 
     /// A body that our own collector refuses; false when the bound has taken the event already.
     fn poison(&self, class: Class, seq: u64) -> bool {
-        let sql = format!("UPDATE {} SET body = x'ffffff' WHERE seq = ?", class.name());
+        let sql = format!("UPDATE {} SET body = x'ffffff', sum = NULL WHERE seq = ?", class.name());
         self.aside_outbox().execute(&sql, [seq]).expect("a poisoned row") > 0
     }
 
@@ -457,7 +460,9 @@ impl World {
                 self.work(Work::NewEpoch)?;
                 return Err("a new epoch in a world where no number is reused".into());
             }
-            Output::Welcomed => self.backoff.succeeded(),
+            Output::KeepRoots(_) => return Err("a CA in a world without any".into()),
+            Output::Welcomed { .. } => self.backoff.succeeded(),
+            Output::Renewed(_) => return Err("an answer that nobody asked for".into()),
             Output::AskStatus => return Ok(vec![Input::Status(wire::Status::default())]),
             Output::Close { reason, graceful } => self.agent_closes(&reason, graceful)?,
             Output::WakeAt(at) => {
@@ -564,7 +569,12 @@ impl World {
             Some(to_agent::Message::Nack(_)) => self.seen.nacks += 1,
             Some(to_agent::Message::Reject(_)) => self.seen.rejects += 1,
             Some(
-                to_agent::Message::Welcome(_) | to_agent::Message::Ack(_) | to_agent::Message::Refuse(_),
+                to_agent::Message::Welcome(_)
+                | to_agent::Message::Ack(_)
+                | to_agent::Message::Refuse(_)
+                | to_agent::Message::Renewed(_)
+                | to_agent::Message::RenewRefused(_)
+                | to_agent::Message::Roots(_),
             )
             | None => {}
         }
@@ -646,6 +656,7 @@ impl World {
                 let message = wire::ToAgent { message: Some(to_agent::Message::Refuse(refuse)) };
                 self.tell_agent(collector::Stream::Control, message);
             }
+            Output::Renew(_) => return Err("this agent never asks for a certificate".into()),
             Output::Seen(_) => {}
         }
         Ok(None)
@@ -713,14 +724,14 @@ impl World {
     }
 }
 
-fn theirs(stream: agent::Stream) -> collector::Stream {
+pub(super) fn theirs(stream: agent::Stream) -> collector::Stream {
     match stream {
         agent::Stream::Control => collector::Stream::Control,
         agent::Stream::Class(class) => collector::Stream::Class(class),
     }
 }
 
-fn ours(stream: collector::Stream) -> agent::Stream {
+pub(super) fn ours(stream: collector::Stream) -> agent::Stream {
     match stream {
         collector::Stream::Control => agent::Stream::Control,
         collector::Stream::Class(class) => agent::Stream::Class(class),

@@ -1,14 +1,16 @@
-//! Where `scan` keeps what it found clean: a file for each version of the rules, few of them.
+//! Where `scan` keeps what it found: a file for each version of the rules, few of them.
 
 use crate::detection::verdicts::{FILES_DEFAULT, Verdicts};
+use crate::worker::clean::MAGIC_START;
 use anyhow::{Context as _, bail};
+use std::io::Read as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 /// For root.
 const ROOT_FOLDER: &str = "/var/cache/vidette";
-/// Versions of rules whose verdicts are kept; each up to 130 MB, mostly far less.
+/// Versions of rules whose verdicts are kept; each up to 160 MB, mostly far less.
 pub const VERSIONS_MAX: usize = 4;
 /// Before and after the version.
 const NAME: (&str, &str) = ("scan-", ".cache");
@@ -19,7 +21,10 @@ const NAME: (&str, &str) = ("scan-", ".cache");
 /// It can't be used.
 pub fn open(named: Option<&Path>, rules_version: &str) -> anyhow::Result<Verdicts> {
     let path = match named {
-        Some(path) => path.to_owned(),
+        Some(path) => {
+            is_ours(path)?;
+            path.to_owned()
+        }
         None => {
             let folder = folder()?;
             claim(&folder)?;
@@ -29,6 +34,25 @@ pub fn open(named: Option<&Path>, rules_version: &str) -> anyhow::Result<Verdict
         }
     };
     Verdicts::open(&path, FILES_DEFAULT).with_context(|| format!("could not use {}", path.display()))
+}
+
+/// A damaged cache is replaced, and one of an earlier version; whatever else somebody named by mistake must not be.
+fn is_ours(path: &Path) -> anyhow::Result<()> {
+    let shown = path.display();
+    let data = match path.symlink_metadata() {
+        Ok(data) => data,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("could not look at {shown}")),
+    };
+    let begins = || -> std::io::Result<bool> {
+        let mut head = Vec::new();
+        std::fs::File::open(path)?.take(MAGIC_START.len() as u64).read_to_end(&mut head)?;
+        Ok(head.is_empty() || head == MAGIC_START)
+    };
+    if !data.is_file() || !begins().with_context(|| format!("could not read {shown}"))? {
+        bail!("{shown} is no cache of `scan`: name another file, or remove it");
+    }
+    Ok(())
 }
 
 fn folder() -> anyhow::Result<PathBuf> {
@@ -83,6 +107,27 @@ fn forget_old(folder: &Path, name: &str) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_cache_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("notes"), "notes").unwrap();
+        std::fs::write(at("empty"), "").unwrap();
+        std::os::unix::fs::symlink(at("empty"), at("link")).unwrap();
+        for name in ["notes", "link", "."] {
+            assert!(open(Some(&at(name)), "v1").is_err(), "{name}");
+        }
+        assert!(open(Some(Path::new("/dev/null")), "v1").is_err());
+        assert_eq!(std::fs::read(at("notes")).unwrap(), b"notes");
+        for name in ["new", "empty", "new", "empty"] {
+            open(Some(&at(name)), "v1").unwrap();
+        }
+        for format in ["VIDETTE1", "VIDETTE2"] {
+            std::fs::write(at("new"), format!("{format} and damaged")).unwrap();
+            open(Some(&at("new")), "v1").unwrap();
+        }
+    }
 
     #[test]
     fn few_versions_are_kept_and_nothing_else_is_touched() {

@@ -82,7 +82,7 @@ impl Progress {
 }
 
 fn message(totals: &Totals, met: u64, known: u64, all: Option<u64>, time: Duration) -> String {
-    let done = totals.files + known;
+    let done = totals.files + totals.told_again + known;
     let rate = done as f64 / time.as_secs_f64().max(0.001);
     let mebibytes = totals.bytes as f64 / f64::from(1 << 20);
     let mut text = format!("{} of {}", done, all.map_or("…".into(), |all| format!("about {}", all.max(met))));

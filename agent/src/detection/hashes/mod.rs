@@ -19,7 +19,7 @@ pub mod build;
 /// The lists in use, and those being made.
 pub mod keeper;
 
-use crate::worker::{Outcome, Scan, digests};
+use crate::worker::{Outcome, Scan, clean, digests};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -170,14 +170,7 @@ impl Hashes {
     /// The version of a verdict that these lists and those rules gave: also 16 hex digits.
     #[must_use]
     pub fn version_with(&self, rules_version: &str) -> String {
-        if self.version.is_empty() {
-            return rules_version.to_owned();
-        }
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(rules_version.as_bytes()).update(b"\0").update(self.version.as_bytes());
-        let mut version = hasher.finalize().to_hex().to_string();
-        version.truncate(16);
-        version
+        clean::with_lists(rules_version, &self.version)
     }
 
     /// Every file, used or not.

@@ -4,12 +4,12 @@
 
 use super::parse::{LINE_BYTES_MAX, Line, Mistake, Parser};
 use super::{KINDS, Kind};
+use crate::detection::folders::{self, Wanted};
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read, Take};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use vidette_protocol::escape;
 
 /// One file. Bytes.
 pub const FILE_BYTES_MAX: u64 = 8 << 30;
@@ -18,11 +18,8 @@ pub const FILES_MAX: usize = 1024;
 /// Mistakes that are told of one file; the others are counted.
 pub const MISTAKES_TOLD_MAX: usize = 5;
 /// What of a folder is a list.
-const ENDINGS: [&str; 3] = ["txt", "csv", "hashes"];
-/// Folders in folders.
-const DEPTH_MAX: usize = 8;
-/// Entries of one folder that are looked at.
-const FOLDER_ENTRIES_MAX: usize = 65_536;
+const WANTED: Wanted =
+    Wanted { endings: &["txt", "csv", "hashes"], entries_max: 65_536, folder: "folder of hash lists" };
 /// What is read at once. Bytes.
 const READ_BYTES: usize = 256 << 10;
 /// Lines between two looks whether anybody still waits.
@@ -87,9 +84,7 @@ pub enum Added {
 
 /// The files themselves, and the lists in folders, in the order in which they are named; nothing twice.
 pub fn expand(paths: &[PathBuf], errors: &mut Vec<String>) -> Vec<PathBuf> {
-    let mut seen = std::collections::HashSet::new();
-    let mut files: Vec<PathBuf> = paths.iter().flat_map(|path| lists_in(path, errors)).collect();
-    files.retain(|path| seen.insert(path.clone()));
+    let mut files = folders::expand(paths, WANTED, errors);
     if files.len() > FILES_MAX {
         errors.push(format!("more than {FILES_MAX} hash lists: the rest is left out, join some"));
         files.truncate(FILES_MAX);
@@ -97,41 +92,10 @@ pub fn expand(paths: &[PathBuf], errors: &mut Vec<String>) -> Vec<PathBuf> {
     files
 }
 
-/// Symbolic links are followed only where the path was configured.
-fn lists_in(path: &Path, errors: &mut Vec<String>) -> Vec<PathBuf> {
-    if !path.is_dir() {
-        return vec![path.to_owned()];
-    }
-    let (mut files, mut folders) = (Vec::new(), vec![(path.to_owned(), 0)]);
-    while let Some((folder, depth)) = folders.pop() {
-        let entries = match std::fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(error) => {
-                errors.push(format!("could not read the folder of hash lists {}: {error}", name(&folder)));
-                continue;
-            }
-        };
-        for entry in entries.flatten().take(FOLDER_ENTRIES_MAX) {
-            let Ok(kind) = entry.file_type() else { continue };
-            let path = entry.path();
-            if kind.is_dir() && depth < DEPTH_MAX {
-                folders.push((path, depth + 1));
-            } else if kind.is_file()
-                && path.extension().is_some_and(|end| ENDINGS.iter().any(|one| end == *one))
-            {
-                files.push(path);
-            }
-        }
-    }
-    files.sort();
-    files
-}
-
 /// How a list is called in matches and errors.
 #[must_use]
 pub fn name(path: &Path) -> String {
-    let shown = escape::terminal(path.as_os_str().as_encoded_bytes());
-    crate::worker::clip(&shown, vidette_protocol::limits::PATH_BYTES_MAX)
+    crate::worker::clip(&folders::name(path), vidette_protocol::limits::PATH_BYTES_MAX)
 }
 
 /// Reads one file; `add` gets every entry, `content` every byte. `stop` ends it early.

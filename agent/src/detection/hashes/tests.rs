@@ -233,6 +233,8 @@ fn scan(verdict: Verdict) -> Scan {
         scan_us: 0,
         scanned_bytes: 1,
         stable: true,
+        lasting: true,
+        of_the_day: false,
     }
 }
 

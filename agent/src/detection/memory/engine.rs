@@ -377,6 +377,8 @@ mod tests {
             scan_us: 3,
             scanned_bytes: 0x2000,
             stable: true,
+            lasting: true,
+            of_the_day: false,
         };
         looking.scanned(&flight(0x1000), scan(&[0x10, 0x1ff0, 0x1ff1, u64::MAX]));
         looking.scanned(&flight(0x2000), scan(&[0xff0]));

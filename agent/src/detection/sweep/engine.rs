@@ -1,5 +1,6 @@
 //! Walks and pool together: one thread owns the pool, hands it what the walk finds while the budget lasts, keeps what
-//! was found clean, and says what became of each file.
+//! was found, and says what became of each file. Of a file that matched or was scanned in part, and stayed as it is, it
+//! says again what was said before.
 //!
 //! The caller's thread does not touch the file systems that are walked, unless they keep their word: each is walked,
 //! and its files are closed, on threads that can be left behind. A worker is started when the first file has to be
@@ -9,10 +10,10 @@ use super::Options;
 use super::budget::{Bucket, Gate, ProcessTime, ThreadTime};
 use super::walk::{Aim, Candidate, Figures, Found, Progress, Root, Walk};
 use crate::detection::hashes::Hashes;
-use crate::detection::verdicts::Verdicts;
-use crate::worker::Outcome;
+use crate::detection::verdicts::{By, Verdicts};
 use crate::worker::poison::FileKey;
 use crate::worker::pool::{self, Output, Pool};
+use crate::worker::{Outcome, Scan};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
@@ -80,6 +81,8 @@ pub struct Done {
     pub outcome: Outcome,
     /// The rules it was scanned with.
     pub rules_version: String,
+    /// It was not scanned now: this is what was told of it before, and took no time.
+    pub again: bool,
 }
 
 /// How a sweep ended.
@@ -129,7 +132,8 @@ pub struct Engine {
     walking: Option<Walking>,
     closing: Option<Sender<OwnedFd>>,
     size_max_bytes: u64,
-    submitted: u64,
+    /// Files that were met and not clean without being opened.
+    looked_at: u64,
     loaded: bool,
     keeps: bool,
 }
@@ -139,7 +143,8 @@ impl Engine {
     #[must_use]
     pub fn new(mut pool: Pool, plan: Plan, gate: Arc<Gate>) -> Self {
         let size_max_bytes = pool.size_max_bytes();
-        pool.want_digests(plan.hashes.wanted());
+        pool.want_digests(plan.hashes.wanted(), plan.hashes.version());
+        pool.look_in(plan.verdicts.as_ref().and_then(|verdicts| verdicts.table()));
         let per_second = plan.io_bytes_per_s;
         Self {
             plan: Arc::new(plan),
@@ -156,7 +161,7 @@ impl Engine {
             walking: None,
             closing: None,
             size_max_bytes,
-            submitted: 0,
+            looked_at: 0,
             loaded: false,
             keeps: true,
         }
@@ -207,7 +212,7 @@ impl Engine {
     /// Nothing is left to do. Rules that were never needed are loaded when nothing at all was looked at, so that
     /// mistakes in them are heard of.
     fn is_over(&mut self, said: &mut dyn FnMut(Said) -> anyhow::Result<()>) -> anyhow::Result<bool> {
-        let idle = self.figures.known.load(Ordering::Relaxed) == 0 && self.submitted == 0;
+        let idle = self.figures.known.load(Ordering::Relaxed) == 0 && self.looked_at == 0;
         if idle && !self.loaded {
             let outputs = self.pool.prepare(Instant::now());
             self.settle(outputs, said)?;
@@ -310,15 +315,36 @@ impl Engine {
         candidate: Candidate,
         said: &mut dyn FnMut(Said) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
+        let rules_version = self.pool.rules_version();
+        self.looked_at += 1;
+        if let Some(scan) = self.told(&candidate, rules_version) {
+            let Candidate { path, stat, .. } = candidate;
+            let (outcome, rules_version) = (Outcome::Scanned(scan), rules_version.to_owned());
+            return said(Said::File(Box::new(Done {
+                path,
+                file: stat,
+                outcome,
+                rules_version,
+                again: true,
+            })));
+        }
         let Candidate { file, path, key, stat, began_ns, trusted } = candidate;
         if let Some(bucket) = &mut self.bytes {
             bucket.take(key.size.min(self.size_max_bytes) as f64, Instant::now());
         }
         self.last_id += 1;
-        self.submitted += 1;
         self.in_flight.insert(self.last_id, Flying { path, stat, key, began_ns, trusted });
         let outputs = self.pool.submit(self.last_id, file, Instant::now());
         self.settle(outputs, said)
+    }
+
+    /// What was told of a file that stayed as it is.
+    fn told(&self, candidate: &Candidate, rules_version: &str) -> Option<Scan> {
+        let verdicts = self.plan.verdicts.as_ref().filter(|_| candidate.trusted)?;
+        let rules_version = &self.plan.hashes.version_with(rules_version);
+        let by = By { rules_version, size_max_bytes: self.size_max_bytes };
+        let scan = verdicts.told(&candidate.key, by, candidate.began_ns)?;
+        Some(Scan { scan_us: 0, ..(*scan).clone() })
     }
 
     fn settle(
@@ -359,15 +385,16 @@ impl Engine {
             && let Some(verdicts) = &self.plan.verdicts
             && let Ok(after) = rustix::fs::fstat(&done.file)
         {
-            let version = self.plan.hashes.version_with(&done.rules_version);
-            verdicts.put(&flying.key, &FileKey::of(&after), flying.began_ns, &version, scan);
+            let rules_version = &self.plan.hashes.version_with(&done.rules_version);
+            let by = By { rules_version, size_max_bytes: self.size_max_bytes };
+            verdicts.put(&flying.key, &FileKey::of(&after), flying.began_ns, by, scan);
         }
         if !flying.trusted {
             self.close(done.file);
         }
         let Flying { path, stat: file, .. } = flying;
         let (outcome, rules_version) = (done.outcome, done.rules_version);
-        said(Said::File(Box::new(Done { path, file, outcome, rules_version })))
+        said(Said::File(Box::new(Done { path, file, outcome, rules_version, again: false })))
     }
 
     /// Closing asks the file system too (fuse: FLUSH), and may wait for ever.

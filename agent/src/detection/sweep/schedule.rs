@@ -403,7 +403,7 @@ impl Thread {
     fn said(&self, said: Said, report: &mut Report) -> anyhow::Result<()> {
         match said {
             Said::File(done) => {
-                let scanned = matches!(done.outcome, Outcome::Scanned(_));
+                let scanned = matches!(done.outcome, Outcome::Scanned(_)) && !done.again;
                 let looked = Looked::new(done.file, done.outcome, &done.rules_version);
                 report.count(&looked, scanned);
                 let what = What::Written(None, Trigger::Sweep, Vec::new());

@@ -9,7 +9,7 @@
 use super::budget::{Gate, ThreadTime};
 use super::{Cross, Options};
 use crate::detection::events;
-use crate::detection::verdicts::Verdicts;
+use crate::detection::verdicts::{Asking, Verdicts};
 use crate::host::Moment;
 use crate::sys::filesystem::{self, Word};
 use crate::worker::poison::FileKey;
@@ -119,6 +119,8 @@ pub struct Walk<'a> {
     gate: &'a Gate,
     figures: &'a Figures,
     progress: &'a Progress,
+    /// For what is known; none for a walk that only counts, and where nothing is kept.
+    asking: Option<Asking>,
     /// False when nobody takes anything any more.
     sink: &'a mut dyn FnMut(Found) -> bool,
     stack: Vec<Frame>,
@@ -177,12 +179,19 @@ impl<'a> Walk<'a> {
         progress: &'a Progress,
         sink: &'a mut dyn FnMut(Found) -> bool,
     ) -> Self {
+        let asking = match aim {
+            Aim::Scan(verdicts, rules_version) => {
+                verdicts.as_ref().and_then(|verdicts| verdicts.asking(rules_version))
+            }
+            Aim::Count => None,
+        };
         Self {
             options,
             aim,
             gate,
             figures,
             progress,
+            asking,
             sink,
             stack: Vec::new(),
             visited: HashSet::new(),
@@ -386,12 +395,12 @@ impl<'a> Walk<'a> {
     }
 
     fn file(&mut self, name: &CStr, looked: &Statx) -> Result<(), CutShort> {
-        let Aim::Scan(verdicts, rules_version) = self.aim else {
+        if matches!(self.aim, Aim::Count) {
             self.figures.files.fetch_add(1, Ordering::Relaxed);
             return Ok(());
-        };
+        }
         let key = key_of(looked);
-        if self.is_known(&key, verdicts.as_deref(), rules_version) {
+        if self.is_known(&key) {
             return Ok(());
         }
         match self.open(name, file_flags(self.options.follow)) {
@@ -402,10 +411,10 @@ impl<'a> Walk<'a> {
     }
 
     /// Its state is known to be clean.
-    fn is_known(&self, key: &FileKey, verdicts: Option<&Verdicts>, rules_version: &str) -> bool {
+    fn is_known(&mut self, key: &FileKey) -> bool {
         let asks = self.trusted && key.device == self.device;
-        let known =
-            verdicts.filter(|_| asks).and_then(|all| all.known_clean(key, rules_version, self.now_ns));
+        let asking = self.asking.as_mut().filter(|_| asks);
+        let known = asking.and_then(|asking| asking.known_clean(key, self.now_ns));
         if known.is_some() {
             self.figures.files.fetch_add(1, Ordering::Relaxed);
             self.figures.known.fetch_add(1, Ordering::Relaxed);
@@ -426,9 +435,7 @@ impl<'a> Walk<'a> {
         }
         let key = FileKey::of(&stat);
         // Without a look before: somebody named it.
-        if let (Aim::Scan(verdicts, rules_version), None) = (self.aim, looked)
-            && self.is_known(&key, verdicts.as_deref(), rules_version)
-        {
+        if looked.is_none() && self.is_known(&key) {
             return Ok(());
         }
         self.figures.files.fetch_add(1, Ordering::Relaxed);

@@ -52,8 +52,10 @@ pub(crate) struct Seen {
     pub(crate) pid: u32,
     /// What has become of it.
     pub(crate) standing: Standing,
-    /// A regular file that was closed after writing.
+    /// A regular file that was closed after writing, or a guarded one that was opened.
     pub(crate) written: Option<OpenFile>,
+    /// The latter.
+    pub(crate) opened: bool,
     /// A file that was opened to be run.
     pub(crate) run: Option<Program>,
     /// When it was read.
@@ -112,12 +114,14 @@ pub(crate) enum Told {
 /// What came of it.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// A file was closed after writing.
+    /// A file was closed after writing, or a guarded one was opened.
     Written {
         /// Who.
         process: Option<wire::Process>,
         /// What.
         file: OpenFile,
+        /// The latter.
+        opened: bool,
         /// When.
         at: Moment,
     },
@@ -274,7 +278,7 @@ impl Joiner {
                 continue;
             }
             if let Some(file) = waiting.seen.written.take() {
-                self.written(who, file, coming, waiting.window, waiting.seen.at);
+                self.written(who, (file, waiting.seen.opened), coming, waiting.window, waiting.seen.at);
             }
             if let Some(program) = waiting.seen.run.take() {
                 ahead.insert(who, coming.saturating_sub(1));
@@ -316,7 +320,7 @@ impl Joiner {
     fn nobodys(&mut self, mut seen: Seen) {
         let at = seen.at;
         if let Some(file) = seen.written.take() {
-            self.outcomes.push(Outcome::Written { process: None, file, at });
+            self.outcomes.push(Outcome::Written { process: None, file, opened: seen.opened, at });
         }
         if let Some(program) = seen.run.take().filter(|program| !is_loader(program)) {
             let executable = if program.elf { program.file.path.clone() } else { Vec::new() };
@@ -331,7 +335,7 @@ impl Joiner {
             let who = Who::from(seen.pid);
             if let Some(file) = seen.written.take() {
                 let window = Window { since_ns: 0, read_ns: 0, until_ns: 0 };
-                self.written(who, file, 1, window, seen.at);
+                self.written(who, (file, seen.opened), 1, window, seen.at);
             }
             if let Some(program) = seen.run.take() {
                 self.hold(who, program, seen.at);
@@ -375,7 +379,14 @@ impl Joiner {
         self.table.unsettled(who) > 0 && fresh && self.deferred.len() < DEFERRED_MAX
     }
 
-    fn written(&mut self, who: Who, file: OpenFile, coming: usize, window: Window, at: Moment) {
+    fn written(
+        &mut self,
+        who: Who,
+        (file, opened): (OpenFile, bool),
+        coming: usize,
+        window: Window,
+        at: Moment,
+    ) {
         let parent = self.table.newest(self.table.parent(who));
         if self.is_complete(parent, true) {
             self.settle_groups(parent, 1);
@@ -396,7 +407,7 @@ impl Joiner {
                 ..process
             });
         }
-        self.outcomes.push(Outcome::Written { process, file, at });
+        self.outcomes.push(Outcome::Written { process, file, opened, at });
     }
 
     fn hold(&mut self, who: Who, program: Program, at: Moment) {

@@ -190,7 +190,7 @@ fn turn(kernel: &mut Kernel, joiner: &mut Joiner, right: &mut [usize; 3]) {
         let written = run.is_none().then(|| open(&truth));
         kernel.written += usize::from(written.is_some());
         let at = Moment { unix_ns: 0, uptime_ns: from_ns };
-        seen.push(Seen { pid: process.pid, standing, written, run, at });
+        seen.push(Seen { pid: process.pid, standing, written, opened: false, run, at });
     }
     judge(joiner.see(seen, Read { from_ns, until_ns, emptied }), right);
 }

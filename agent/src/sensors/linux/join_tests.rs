@@ -20,11 +20,11 @@ fn program(path: &str) -> Program {
 }
 
 fn run(pid: u32, path: &str) -> Seen {
-    Seen { pid, standing: Standing::Lives, written: None, run: Some(program(path)), at: at(0) }
+    Seen { pid, standing: Standing::Lives, written: None, opened: false, run: Some(program(path)), at: at(0) }
 }
 
 fn wrote(pid: u32, path: &str) -> Seen {
-    Seen { pid, standing: Standing::Lives, written: Some(file(path)), run: None, at: at(0) }
+    Seen { pid, standing: Standing::Lives, written: Some(file(path)), opened: false, run: None, at: at(0) }
 }
 
 fn exec(pid: u32, exe: Option<&str>) -> Told {

@@ -111,7 +111,7 @@ fn parse_line(line: &str) -> Option<(Place, Masks)> {
     let place = match kind {
         "sdev" => Place::Superblock(number >> MINOR_BITS, number & ((1 << MINOR_BITS) - 1)),
         "mnt_id" => Place::Mount(number),
-        _ => return None, // the group's flags; marks on single files, which the agent never sets
+        _ => return None, // the group's flags; marks on single files, which come and go with them (`guarded`)
     };
     let mut masks = Masks { mask: 0, ignored: 0 };
     for field in fields {

@@ -6,12 +6,17 @@
 use self::places::Places;
 use super::outlet::{Outlet, Paths};
 use super::{Config, Gauge, Level, Observation, Sensors, Stopping};
+use crate::host::Moment;
 use crate::sys::connector::Connector;
 use crate::sys::fanotify::{Group, NameGroup};
 use crate::telemetry::Counters;
 use anyhow::Context;
 use crossbeam_channel::Sender;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
+use std::thread::JoinHandle;
+use vidette_protocol::wire;
 
 /// Reads both queues and hands on what came of them.
 mod reader;
@@ -37,6 +42,8 @@ mod mountinfo;
 mod namespaces;
 /// Marks on superblocks.
 mod mounts;
+/// Which of their troubles are told.
+mod troubles;
 /// Names that change.
 mod names;
 /// What the reader tells the self-test.
@@ -51,6 +58,12 @@ mod standing;
 mod canary;
 /// Proves that the sensors see.
 mod self_test;
+/// Files that are the agent's alone.
+mod guarded;
+/// Which programs opened them.
+mod openers;
+/// What others ask of the reader.
+mod questions;
 
 /// Starts both threads; every superblock that there is has its mark on return.
 ///
@@ -104,13 +117,15 @@ pub(crate) fn start(
         }),
         None => None,
     };
+    let guarding = group.clone();
+    let (asker, asked) = questions::channel().context("could not make an eventfd")?;
     let parts = reader::Parts {
         group,
         names,
         names_reason,
         connector,
         retry: level == Level::Full, // what was refused once stays refused
-        outlet: Outlet::new(out, counters, paths),
+        outlet: Outlet::new(out, counters.clone(), paths),
         level: gauge.level.clone(),
         witness,
         stop: stop.try_clone().context("could not copy a descriptor")?,
@@ -119,9 +134,17 @@ pub(crate) fn start(
         reports,
         bell: mounts.bell(),
         places: Places::new(mounts.places(), config.exclude.clone()),
+        asked,
+        counters: counters.clone(),
     };
     let stop_mounts = stop.try_clone().context("could not copy a descriptor")?;
-    let mut sensors = Sensors { gauge, reason, stop: Some(Stopping::Event(stop)), threads: Vec::new() };
+    let reach = Some(Reach {
+        group: guarding,
+        asker,
+        stop: stop.try_clone().context("could not copy a descriptor")?,
+    });
+    let mut sensors =
+        Sensors { gauge, reason, stop: Some(Stopping::Event(stop)), threads: Vec::new(), reach };
     let reader = std::thread::Builder::new().name("sensors".into());
     sensors.threads.push(reader.spawn(move || reader::run(parts)).context("could not start a thread")?);
     let follower = std::thread::Builder::new().name("mounts".into());
@@ -133,6 +156,35 @@ pub(crate) fn start(
         sensors.threads.push(tester.spawn(run).context("could not start a thread")?);
     }
     Ok(sensors)
+}
+
+/// What others can still ask of running sensors.
+#[derive(Debug)]
+pub(crate) struct Reach {
+    group: Arc<Group>,
+    asker: questions::Asker,
+    stop: OwnedFd,
+}
+
+impl Reach {
+    /// See [`Sensors::guard`].
+    pub(crate) fn guard(&self, state: &Path, prefix: &'static str) -> anyhow::Result<JoinHandle<()>> {
+        let stop = self.stop.try_clone().context("could not copy a descriptor")?;
+        let guarded = guarded::Guarded::new(self.group.clone(), state.to_path_buf(), prefix);
+        let thread = std::thread::Builder::new().name("guarded".into());
+        thread.spawn(move || guarded.run(&stop)).context("could not start a thread")
+    }
+
+    /// See [`Sensors::who`].
+    pub(crate) fn who(
+        &self,
+        pid: u32,
+        names: &[&'static [u8]],
+        at: Moment,
+    ) -> (Option<wire::Process>, Vec<wire::Process>) {
+        let answer = self.asker.ask(pid, names.to_vec(), at).unwrap_or_default();
+        (answer.process, answer.lately)
+    }
 }
 
 /// The group for names and its marks, or why there is none: without it everything else goes on.

@@ -10,7 +10,8 @@ use super::guard::Guard;
 use super::mountinfo::{self, Coverage, Mount};
 use super::names::marks::Marks;
 use super::namespaces::Namespaces;
-use super::places::{Shared, Table, open_cached};
+use super::places::{Shared, Table, below, is_of, open_cached};
+use super::troubles::Troubles;
 use crate::host::Moment;
 use crate::sys::fanotify::{CLOSE_WRITE, Group, OPEN_EXEC, Scope};
 use anyhow::Context;
@@ -66,7 +67,8 @@ pub(crate) struct Mounts {
     read: Moment,
     /// The kernel tells what happens in an overlay also by the file system below it (6.5).
     overlay_is_told_below: bool,
-    failed: Vec<String>,
+    found: Troubles,
+    told: Vec<String>,
     unreported: u64,
     remote: Remote,
     places: Shared,
@@ -81,6 +83,8 @@ pub(crate) struct Mounts {
 /// A way to a superblock.
 struct Way<'a> {
     mount: &'a Mount,
+    /// What it is mounted on.
+    parent: Option<&'a Mount>,
     /// Through the root of this process; none for our own namespace.
     pid: Option<u32>,
     /// Nobody else answers on the way.
@@ -114,7 +118,8 @@ impl Mounts {
             started: false,
             read: Moment::now(),
             overlay_is_told_below: release() >= (6, 5),
-            failed: Vec::new(),
+            found: Troubles::default(),
+            told: Vec::new(),
             unreported: 0,
             remote: Remote::default(),
             places: Shared::default(),
@@ -178,6 +183,11 @@ impl Mounts {
                 dirty |= self.namespaces.look();
                 looked = now;
             }
+            // A process may have another root by now, by which its table reads differently: nobody tells of that.
+            if self.found.due.take_if(|due| now >= *due).is_some() {
+                self.namespaces.reread();
+                dirty = true;
+            }
             if dirty && now >= rest_until {
                 dirty = false;
                 if let Err(error) = self.refresh_from(&mut table) {
@@ -185,7 +195,8 @@ impl Mounts {
                 }
                 rest_until = Instant::now() + (now.elapsed() * REST_TIMES).min(REST_MAX);
             }
-            let wake = if dirty { rest_until.min(looked + interval) } else { looked + interval };
+            let wakes = [Some(looked + interval), dirty.then_some(rest_until), self.found.due];
+            let wake = wakes.into_iter().flatten().min().unwrap_or(now);
             match self.wait(&table, stop, wake.saturating_duration_since(Instant::now())) {
                 Some(changed) => dirty |= changed,
                 None => return,
@@ -195,6 +206,7 @@ impl Mounts {
 
     /// Waits for anything: whether the marks are to be looked at; none at the end.
     fn wait(&mut self, table: &File, stop: &OwnedFd, at_most: Duration) -> Option<bool> {
+        const OURS: usize = 3;
         let ours = [
             PollFd::new(stop, PollFlags::IN),
             PollFd::new(&self.ear, PollFlags::IN),
@@ -204,7 +216,13 @@ impl Mounts {
         // A little more than asked for, never a little less, so that the loop does not spin.
         let nanoseconds = i64::from(at_most.subsec_nanos());
         let wait = Timespec { tv_sec: at_most.as_secs().cast_signed(), tv_nsec: nanoseconds };
-        match rustix::event::poll(&mut polled, Some(&wait)) {
+        let mut said = rustix::event::poll(&mut polled, Some(&wait));
+        if said == Err(rustix::io::Errno::INVAL) {
+            // More than this process may have open now (poll(2)): other namespaces are looked at by the clock alone.
+            polled.truncate(OURS);
+            said = rustix::event::poll(&mut polled, Some(&wait));
+        }
+        match said {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
                 tracing::error!(%error, "could not wait for new mounts: they will not be seen");
@@ -214,7 +232,7 @@ impl Mounts {
             }
         }
         let ready: Vec<bool> = polled.iter().map(|one| !one.revents().is_empty()).collect();
-        let (ours, theirs) = ready.split_at_checked(3)?;
+        let (ours, theirs) = ready.split_at_checked(OURS)?;
         if ours.first() == Some(&true) {
             return None;
         }
@@ -264,9 +282,9 @@ impl Mounts {
         let places = Table::new(others.chain(&own), primaries.into_iter(), &before, Instant::now());
         *self.places.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(places);
         self.namespaces = namespaces;
-        self.report_troubles(failed);
+        let trouble = failed.first().cloned().unwrap_or_default();
+        self.report_troubles(&failed);
         self.started = true;
-        let trouble = self.failed.first().cloned().unwrap_or_default();
         anyhow::ensure!(self.marked > 0, "no file system could be marked: {trouble}");
         Ok(())
     }
@@ -297,13 +315,14 @@ impl Mounts {
         primaries
     }
 
-    fn report_troubles(&mut self, mut failed: Vec<String>) {
+    fn report_troubles(&mut self, found: &[String]) {
+        let mut stayed = self.found.stayed(found, Instant::now());
         if self.unreported > 0 {
-            failed.push(format!("{} late file systems could not be told", self.unreported));
+            stayed.push(format!("{} late file systems could not be told", self.unreported));
         }
-        if failed != self.failed && self.reports.try_send(Report::Troubles(failed.clone())).is_ok() {
+        if stayed != self.told && self.reports.try_send(Report::Troubles(stayed.clone())).is_ok() {
             self.unreported = 0;
-            self.failed = failed;
+            self.told = stayed;
         }
     }
 
@@ -442,8 +461,12 @@ impl Mounts {
             return place.map(Some);
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = rustix::fs::open(format!("/proc/{pid}/root"), flags, Mode::empty())
-            .and_then(|root| open_cached(root, point, OFlags::PATH, ResolveFlags::IN_ROOT));
+        let opened = rustix::fs::open(format!("/proc/{pid}/root"), flags, Mode::empty()).and_then(|root| {
+            match open_cached(&root, point, OFlags::PATH, ResolveFlags::IN_ROOT) {
+                Err(rustix::io::Errno::AGAIN) => open_on_kernels_own(&root, way),
+                other => other,
+            }
+        });
         match opened {
             Ok(place) => Ok(Some(place)),
             // It ended: whoever else is there is found with the next look.
@@ -453,14 +476,37 @@ impl Mounts {
     }
 }
 
+/// The top of a mount that lies on /proc or /sys, as container engines make them to hide what is below. Names in those are
+/// never in memory for long; to look them up waits for nobody, so it is done in that file system and in no other.
+fn open_on_kernels_own(root: &OwnedFd, way: &Way<'_>) -> rustix::io::Result<OwnedFd> {
+    let own = way.parent.filter(|parent| parent.kind == b"proc" || parent.kind == b"sysfs");
+    let rest =
+        own.and_then(|own| below(&way.mount.point, &own.point)).and_then(|rest| rest.strip_prefix(b"/"));
+    let (Some(own), Some(rest)) = (own, rest) else { return Err(rustix::io::Errno::AGAIN) };
+    let top = open_cached(root, &own.point, OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::IN_ROOT)?;
+    if !is_of(&top, own.id) {
+        return Err(rustix::io::Errno::AGAIN); // something else is mounted over it
+    }
+    let mut parts = rest.rsplitn(2, |byte| *byte == b'/');
+    let last = parts.next().unwrap_or_default();
+    let folders = OsStr::from_bytes(parts.next().unwrap_or(b"."));
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let links = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let inside = links | ResolveFlags::BENEATH | ResolveFlags::NO_XDEV;
+    let folder = rustix::fs::openat2(&top, folders, flags | OFlags::DIRECTORY, Mode::empty(), inside)?;
+    rustix::fs::openat2(&folder, OsStr::from_bytes(last), flags, Mode::empty(), links)
+}
+
 /// Every way to each superblock: ours before those of others, the widest first.
 fn ways<'a>(own: &'a [Mount], since: Moment, namespaces: &'a Namespaces) -> Superblocks<'a> {
     let mut superblocks = Superblocks::new();
     let mut add = |mounts: &'a [Mount], pid: Option<u32>, since: Moment| {
         let behind = mountinfo::behind_remote(mounts);
+        let by_id: BTreeMap<u32, &Mount> = mounts.iter().map(|mount| (mount.id, mount)).collect();
         for mount in mounts {
             let local = !behind.contains(&mount.id);
-            superblocks.entry(mount.device).or_default().push(Way { mount, pid, local, since });
+            let parent = by_id.get(&mount.parent).copied();
+            superblocks.entry(mount.device).or_default().push(Way { mount, parent, pid, local, since });
         }
     };
     add(own, None, since);

@@ -126,6 +126,11 @@ impl Namespaces {
         changed
     }
 
+    /// Reads every table anew.
+    pub(crate) fn reread(&mut self) {
+        self.note(&[true, false].repeat(self.known.len()));
+    }
+
     /// Those that are followed.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Followed> {
         self.known.values()

@@ -157,7 +157,7 @@ fn device(mount: &Mount) -> u64 {
 }
 
 /// What is left of a path under a folder: empty for the folder itself, or with its slash.
-fn below<'a>(path: &'a [u8], folder: &[u8]) -> Option<&'a [u8]> {
+pub(crate) fn below<'a>(path: &'a [u8], folder: &[u8]) -> Option<&'a [u8]> {
     let folder = folder.strip_suffix(b"/").unwrap_or(folder);
     if is_under(path, folder) { path.get(folder.len()..) } else { None }
 }
@@ -195,6 +195,11 @@ fn stat(file: impl AsFd) -> rustix::io::Result<(Stat, FileType)> {
         born: (found.stx_btime.tv_sec, found.stx_btime.tv_nsec),
     };
     Ok((stat, FileType::from_raw_mode(found.stx_mode.into())))
+}
+
+/// Whether an open file is on that mount. Asks nobody but the kernel.
+pub(crate) fn is_of(file: impl AsFd, mount: u32) -> bool {
+    stat(file).is_ok_and(|(found, _)| found.mount == mount)
 }
 
 /// The reader's half: the table of this turn, and what is open until the turn ends.

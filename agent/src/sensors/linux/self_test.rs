@@ -104,11 +104,17 @@ pub(crate) fn run(parts: Parts) {
 
 /// Waits at most `time` for `stop` to become readable.
 pub(crate) fn is_stopped(stop: &OwnedFd, time: Duration) -> bool {
-    let mut ready = [PollFd::new(stop, PollFlags::IN)];
+    is_stopped_or(stop, None, time)
+}
+
+/// The same, and comes back earlier when the other one becomes readable.
+pub(crate) fn is_stopped_or(stop: &OwnedFd, other: Option<&OwnedFd>, time: Duration) -> bool {
+    let other = other.map(|other| PollFd::new(other, PollFlags::IN));
+    let mut ready: Vec<PollFd<'_>> =
+        [Some(PollFd::new(stop, PollFlags::IN)), other].into_iter().flatten().collect();
     let time = Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() };
     let _ = rustix::event::poll(&mut ready, Some(&time)); // interrupted: not stopped
-    let [stop] = ready;
-    !stop.revents().is_empty()
+    ready.first().is_some_and(|stop| !stop.revents().is_empty())
 }
 
 impl SelfTest {

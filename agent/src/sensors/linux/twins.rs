@@ -25,6 +25,8 @@ pub(crate) struct Look {
     pub(crate) reaped: bool,
     pub(crate) mask: u64,
     pub(crate) written: Option<OpenFile>,
+    /// `written` is a guarded file that was opened.
+    pub(crate) opened: bool,
     pub(crate) run: Option<Program>,
     pub(crate) stat: Stat,
     pub(crate) side: Side,
@@ -153,7 +155,17 @@ mod tests {
             container_path: other.as_bytes().to_vec(),
         };
         let stat = Stat { device, inode: 5, mount: 9, links: 1, size: 1, changed: (1, 1), born: (0, 1) };
-        Look { pid: 7, pidfd: None, reaped: false, mask: 8, written: Some(file), run: None, stat, side }
+        Look {
+            pid: 7,
+            pidfd: None,
+            reaped: false,
+            mask: 8,
+            written: Some(file),
+            opened: false,
+            run: None,
+            stat,
+            side,
+        }
     }
 
     fn above(inner: &str) -> Look {

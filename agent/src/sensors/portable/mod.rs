@@ -40,6 +40,8 @@ pub(crate) fn start(
         reason,
         stop: Some(Stopping::Flag(stopper)),
         threads: Vec::new(),
+        #[cfg(target_os = "linux")]
+        reach: None,
     };
     let stop_files = stop.clone();
     let thread = Builder::new().name("watches".into()).spawn(move || files.run(&stop_files));

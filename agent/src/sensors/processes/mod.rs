@@ -35,6 +35,10 @@ pub(crate) const PROCESSES_MAX: usize = 65_536;
 pub(crate) const TOMBSTONES_MAX: usize = 16_384;
 /// Those that had one pid before and are remembered.
 const FORMER_MAX: usize = 64;
+/// Whose start is lately. Nanoseconds.
+const LATELY_NS: u64 = 30_000_000_000;
+/// Of those so many are told.
+const LATELY_MAX: usize = 3;
 /// Arguments of all images together. Bytes. Beyond it new images keep none.
 pub(crate) const ARGS_TABLE_BYTES_MAX: usize = 16 << 20;
 
@@ -482,6 +486,27 @@ impl ProcessTable {
             return Some(process(who.pid, entry, &Image::default()));
         }
         Some(process(who.pid, entry, &image.borrow()))
+    }
+
+    /// Those with one of these names, or whose executable has it, that ran by then and not long before it: the newest first.
+    #[must_use]
+    pub(crate) fn lately(&self, names: &[&'static [u8]], at_ns: u64) -> Vec<wire::Process> {
+        let since_ns = at_ns.saturating_sub(LATELY_NS);
+        let is_meant = |entry: &Entry| {
+            let image = entry.image.borrow();
+            let file = image.executable.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+            names.iter().any(|name| *name == image.name.as_slice() || *name == file)
+        };
+        let is_late = |entry: &Entry| entry.start_ns.is_some_and(|start| (since_ns..=at_ns).contains(&start));
+        let mut found: Vec<(u64, u32)> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| is_late(entry) && !entry.doubtful && is_meant(entry))
+            .map(|(pid, entry)| (entry.start_ns.unwrap_or(0), *pid))
+            .collect();
+        found.sort_unstable_by(|one, other| other.cmp(one));
+        let newest = found.into_iter().take(LATELY_MAX);
+        newest.filter_map(|(_, pid)| self.describe(self.newest(pid), Which::Newest)).collect()
     }
 
     /// What is told next happened then. CLOCK_BOOTTIME, nanoseconds.

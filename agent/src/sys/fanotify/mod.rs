@@ -32,6 +32,8 @@ const REPORT_FD_ERROR: u32 = 0x2000;
 pub const CLOSE_WRITE: u64 = libc::FAN_CLOSE_WRITE;
 /// A file was opened to be run, or to load what runs.
 pub const OPEN_EXEC: u64 = libc::FAN_OPEN_EXEC;
+/// A file was opened: only where [`Group::guard`] asks for it.
+pub const OPEN: u64 = libc::FAN_OPEN;
 /// The group's queue was full and events were dropped.
 pub const QUEUE_OVERFLOW: u64 = libc::FAN_Q_OVERFLOW;
 
@@ -66,7 +68,7 @@ pub enum Target {
 /// One event.
 #[derive(Debug)]
 pub struct Event {
-    /// `CLOSE_WRITE`, `OPEN_EXEC` or both (the kernel merges), or `QUEUE_OVERFLOW`.
+    /// `CLOSE_WRITE`, `OPEN_EXEC`, `OPEN` or several (the kernel merges), or `QUEUE_OVERFLOW`.
     pub mask: u64,
     /// Thread group id in our pid namespace; 0 when it lives outside.
     pub pid: u32,
@@ -120,6 +122,19 @@ impl Group {
                 Scope::Mount => libc::FAN_MARK_MOUNT,
             };
         set_mark(&self.descriptor, flags, mask, path)
+    }
+
+    /// Asks to be told of every opening of one file; of a folder, of every file in it, but not of the folder itself. The mark
+    /// is on the inode, whatever name it is opened by, and goes with it.
+    ///
+    /// # Errors
+    /// What fanotify_mark(2) lists.
+    pub fn guard(&self, object: impl AsFd) -> io::Result<()> {
+        let (flags, mask) = (libc::FAN_MARK_ADD, OPEN | libc::FAN_EVENT_ON_CHILD);
+        let (group, object) = (self.descriptor.as_raw_fd(), object.as_fd().as_raw_fd());
+        // SAFETY: both descriptors are open for the length of the call; a null path means the second one itself.
+        let done = unsafe { libc::fanotify_mark(group, flags, mask, object, std::ptr::null()) };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     /// Reads what waits, at most [`READ_BYTES_MAX`]. Does not block: nothing waiting is an empty batch.

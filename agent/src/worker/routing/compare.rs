@@ -39,8 +39,9 @@ impl Both {
         let good: BTreeSet<&str> = all.iter().map(|rule| rule.namespace()).collect();
         let files: Vec<RuleFile> =
             files.iter().filter(|file| good.contains(file.name.as_str())).cloned().collect();
-        let plan = plan_joining(&files, rules_min);
-        let sets = plan.sets.iter().map(|set| compile(&set.files, &mut |_| {}).rules).collect();
+        let plan = plan_joining(&files, usize::MAX, rules_min);
+        let files_of = |set: &super::Set| set.files.clone().unwrap_or_else(|| files.clone());
+        let sets = plan.sets.iter().map(|set| compile(&files_of(set), &mut |_| {}).rules).collect();
         let by_class = plan.by_class();
         Self { all, sets, by_class, plan }
     }

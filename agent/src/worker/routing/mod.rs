@@ -49,8 +49,8 @@ pub struct Plan {
 pub struct Set {
     /// For which files: one bit a class, the lowest for index 0.
     pub classes: u32,
-    /// In the order that they came in; without those that have no rule in this set.
-    pub files: Vec<RuleFile>,
+    /// In the order that they came in; without those that have no rule in this set. `None`: all, as they are.
+    pub files: Option<Vec<RuleFile>>,
     /// How many rules are in them, as far as they could be counted.
     pub rules: usize,
 }
@@ -65,14 +65,14 @@ impl Plan {
 }
 
 /// Sorts the rules. A file that is not wholly understood, or whose name another one has too (they share a namespace),
-/// is in every set as it is.
+/// is in every set as it is. A set of so many rules or more is not cut: it gets all.
 #[must_use]
-pub fn plan(files: &[RuleFile]) -> Plan {
-    plan_joining(files, SET_RULES_MIN)
+pub fn plan(files: &[RuleFile], nearly_all: usize) -> Plan {
+    plan_joining(files, nearly_all, SET_RULES_MIN)
 }
 
 /// With sets that differ by fewer rules than this joined.
-fn plan_joining(files: &[RuleFile], rules_min: usize) -> Plan {
+fn plan_joining(files: &[RuleFile], nearly_all: usize, rules_min: usize) -> Plan {
     let mut names: HashMap<&str, usize> = HashMap::new();
     for file in files {
         *names.entry(&file.name).or_default() += 1;
@@ -80,8 +80,8 @@ fn plan_joining(files: &[RuleFile], rules_min: usize) -> Plan {
     let alone = |file: &RuleFile| names.get(file.name.as_str()) == Some(&1);
     let outlines: Vec<Option<Outline>> =
         files.iter().map(|file| alone(file).then(|| Outline::of(&file.text)).flatten()).collect();
-    let sets = groups(&outlines, rules_min).into_iter().map(|group| set(files, &outlines, group)).collect();
-    Plan { sets }
+    let sets = groups(&outlines, rules_min).into_iter();
+    Plan { sets: sets.map(|group| set(files, &outlines, group, nearly_all)).collect() }
 }
 
 /// Classes that share a set, and what it needs: of each file each rule.
@@ -162,14 +162,17 @@ fn modules_of(outlines: &[Option<Outline>], needed: &[Vec<bool>], classes: Class
     modules
 }
 
-fn set(files: &[RuleFile], outlines: &[Option<Outline>], group: Group) -> Set {
-    let mut set =
-        Set { classes: group.classes.bits(), files: Vec::new(), rules: places(&group.needed).count() };
-    for ((file, outline), needed) in files.iter().zip(outlines).zip(&group.needed) {
-        match outline {
-            Some(outline) => set.files.extend(cut::cut(file, outline, needed, group.classes)),
-            None => set.files.push(file.clone()),
+fn set(files: &[RuleFile], outlines: &[Option<Outline>], group: Group, nearly_all: usize) -> Set {
+    let rules = places(&group.needed).count();
+    let cut = || {
+        let mut cut = Vec::new();
+        for ((file, outline), needed) in files.iter().zip(outlines).zip(&group.needed) {
+            match outline {
+                Some(outline) => cut.extend(cut::cut(file, outline, needed, group.classes)),
+                None => cut.push(file.clone()),
+            }
         }
-    }
-    set
+        cut
+    };
+    Set { classes: group.classes.bits(), files: (rules < nearly_all).then(cut), rules }
 }

@@ -63,12 +63,14 @@ impl Outline {
     /// `None` when the text is not wholly understood: then it can only be taken as it is.
     #[must_use]
     pub fn of(text: &[u8]) -> Option<Self> {
-        let ast = AST::from(text);
+        // Parsing is most of what routing costs: once, for both.
+        let mut gathered = Gathered::default();
+        let ast = AST::new(text, Parser::new(text).inspect(|event| gathered.take(text, event)));
         let includes = ast.items().any(|item| matches!(item, Item::Include(_)));
-        if !ast.errors().is_empty() || includes {
+        if !ast.errors().is_empty() || includes || gathered.faulty {
             return None;
         }
-        let (words, import_spans) = words(text)?;
+        let Gathered { rules: words, imports: import_spans, .. } = gathered;
         let modules: Vec<&str> = ast.imports().map(|import| import.module_name).collect();
         if words.len() != ast.rules().count() || import_spans.len() != modules.len() {
             return None;
@@ -149,22 +151,32 @@ pub fn within(inner: &Range<usize>, outer: &Range<usize>) -> bool {
     outer.start <= inner.start && inner.end <= outer.end
 }
 
-/// Every rule's words, and where the imports stand.
-fn words(text: &[u8]) -> Option<(Vec<Words<'_>>, Vec<Range<usize>>)> {
-    let mut rules: Vec<Words<'_>> = Vec::new();
-    let mut imports = Vec::new();
-    let mut in_condition = false;
-    for event in Parser::new(text) {
+/// Every rule's words and where the imports stand, gathered while the parser's events go by.
+#[derive(Default)]
+struct Gathered<'t> {
+    rules: Vec<Words<'t>>,
+    imports: Vec<Range<usize>>,
+    in_condition: bool,
+    /// The parser found fault with something.
+    faulty: bool,
+}
+
+impl<'t> Gathered<'t> {
+    fn take(&mut self, text: &'t [u8], event: &Event) {
         match event {
             Event::Begin { kind: SyntaxKind::RULE_DECL, span } => {
-                rules.push(Words { span: span.range(), in_condition: Vec::new(), patterns: Vec::new() });
-                in_condition = false;
+                let span = span.range();
+                self.rules.push(Words { span, in_condition: Vec::new(), patterns: Vec::new() });
+                self.in_condition = false;
             }
-            Event::Begin { kind: SyntaxKind::IMPORT_STMT, span } => imports.push(span.range()),
-            Event::Token { kind: SyntaxKind::CONDITION_KW, .. } => in_condition = true,
-            Event::Token { kind: SyntaxKind::IDENT, span } if in_condition => {
-                let word = std::str::from_utf8(text.get(span.range())?).ok()?;
-                rules.last_mut()?.in_condition.push((word, span.range()));
+            Event::Begin { kind: SyntaxKind::IMPORT_STMT, span } => self.imports.push(span.range()),
+            Event::Token { kind: SyntaxKind::CONDITION_KW, .. } => self.in_condition = true,
+            Event::Token { kind: SyntaxKind::IDENT, span } if self.in_condition => {
+                let word = text.get(span.range()).and_then(|word| std::str::from_utf8(word).ok());
+                match (word, self.rules.last_mut()) {
+                    (Some(word), Some(rule)) => rule.in_condition.push((word, span.range())),
+                    _ => self.faulty = true,
+                }
             }
             Event::Token {
                 kind:
@@ -174,12 +186,14 @@ fn words(text: &[u8]) -> Option<(Vec<Words<'_>>, Vec<Range<usize>>)> {
                     | SyntaxKind::PATTERN_LENGTH
                     | SyntaxKind::THEM_KW,
                 span,
-            } if in_condition => rules.last_mut()?.patterns.push(span.range()),
-            Event::Error { .. } => return None,
+            } if self.in_condition => match self.rules.last_mut() {
+                Some(rule) => rule.patterns.push(span.range()),
+                None => self.faulty = true,
+            },
+            Event::Error { .. } => self.faulty = true,
             Event::Begin { .. } | Event::End { .. } | Event::Token { .. } => {}
         }
     }
-    Some((rules, imports))
 }
 
 fn sorted(mut list: Vec<usize>) -> Vec<usize> {

@@ -6,29 +6,25 @@
 use super::{Answer, Query, Request};
 use crate::cli::events::{LIMIT_MAX, Row};
 use crate::cli::summary::summary;
-use crate::cli::{agents, status, time, tokens};
-use crate::identity::{AgentRecord, Identity, unix_s_now};
-use crate::ingest::Fleet;
+use crate::cli::{agents, status, tokens};
+use crate::identity::{AgentRecord, Identity, TokenWish, unix_s_now};
+use crate::ingest::{Fleet, Notice, Notices};
+use crate::outside::{Lookout, findings};
 use crate::sinks::{Overview, formats};
 use crate::store::{Filter, Handle, Stored};
 use anyhow::{Context, bail};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc::Sender;
 use vidette_protocol::ecs;
-use vidette_protocol::escape::terminal;
 use vidette_protocol::id::{AgentId, Class, EventId};
 use vidette_protocol::join::{Address, Invitation};
 use vidette_protocol::wire;
 
 /// Events read at a time.
 const PAGE_EVENTS_MAX: usize = 256;
-/// Alerts that `status` counts by severity.
-const COUNTED_ALERTS_MAX: u64 = 100_000;
-/// A label of a token. Bytes.
-const LABEL_BYTES_MAX: usize = 256;
 
 /// Everything that can be asked about.
 #[derive(Debug, Clone)]
@@ -39,10 +35,12 @@ pub struct Office {
     pub store: Handle,
     /// Connections.
     pub fleet: Fleet,
+    /// Where the collector says what was done; `None` where nothing is stored.
+    pub notices: Option<Notices>,
     /// Sinks.
     pub sinks: Overview,
-    /// When the server started.
-    pub started: Instant,
+    /// What all of them are like, in sum.
+    pub lookout: Lookout,
     /// Where agents connect to.
     pub listen: SocketAddr,
     /// What join lines say.
@@ -77,8 +75,9 @@ impl Office {
     fn answer(&self, request: Request, lines: &Sender<Answer>) -> anyhow::Result<()> {
         match request {
             Request::Status => send(lines, &self.status()?),
-            Request::TokensCreate { for_s, label, address } => {
-                send(lines, &self.create(for_s, label, address)?)
+            Request::TokensCreate { for_s, label, address, uses, group } => {
+                let wish = TokenWish { ttl: Duration::from_secs(for_s), uses, label, group };
+                send(lines, &self.create(wish, address)?)
             }
             Request::TokensList => {
                 let now = unix_s_now();
@@ -90,6 +89,7 @@ impl Office {
             Request::TokensRevoke { id } => send(lines, &self.revoke(&id)?),
             Request::AgentsList => self.agents()?.iter().try_for_each(|agent| send(lines, agent)),
             Request::AgentsShow { agent } => send(lines, &self.agent(&agent)?),
+            Request::AgentsRevoke { agent } => send(lines, &self.shut_out(&agent)?),
             Request::Events { query, limit } => {
                 let filter = self.filter(query)?;
                 let mut each = |stored: &Stored| send(lines, &row(stored));
@@ -100,27 +100,21 @@ impl Office {
                 let newest = *self.store.changed().borrow();
                 self.sinks.all(newest).iter().try_for_each(|sink| send(lines, sink))
             }
+            Request::Ca { step } => send(lines, &self.ca(step)?),
             Request::Follow { .. } => bail!("following has its own way"),
         }
     }
 
-    fn create(
-        &self,
-        for_s: u64,
-        label: Option<String>,
-        address: Option<String>,
-    ) -> anyhow::Result<tokens::Created> {
-        if label.as_ref().is_some_and(|label| label.len() > LABEL_BYTES_MAX) {
-            bail!("the label is over {LABEL_BYTES_MAX} bytes; shorten it");
-        }
+    fn create(&self, wish: TokenWish, address: Option<String>) -> anyhow::Result<tokens::Created> {
         let address = match address {
             Some(text) => text.parse().with_context(|| format!("could not use --address {text:?}"))?,
             None => self.advertise.clone(),
         };
-        let (token, info) = self.identity.create_token(Duration::from_secs(for_s), label)?;
+        let (token, info) = self.identity.create_token_as(wish, unix_s_now())?;
         let line = Invitation { address, pin: self.identity.pin(), token }.to_string();
-        tracing::info!(token = info.id, expires_unix_s = info.expires_unix_s, "a join token was made");
-        Ok(tokens::Created { line, id: info.id, expires_unix_s: info.expires_unix_s })
+        let uses = info.uses_max;
+        tracing::info!(token = info.id, uses, expires_unix_s = info.expires_unix_s, "a join token was made");
+        Ok(tokens::Created { line, id: info.id, expires_unix_s: info.expires_unix_s, uses })
     }
 
     fn revoke(&self, id: &str) -> anyhow::Result<tokens::Row> {
@@ -141,22 +135,46 @@ impl Office {
 
     fn agents(&self) -> anyhow::Result<Vec<agents::Row>> {
         let lasts = self.lasts();
-        let row = |record: AgentRecord| {
-            let last = lasts.get(&record.id).cloned();
-            agent_row(record, last)
-        };
-        Ok(self.identity.agents()?.into_iter().map(row).collect())
+        let agents = self.lookout.agents()?;
+        let rows = agents
+            .iter()
+            .map(|(record, judged)| agents::Row::new(record, judged, lasts.get(&record.id).cloned()));
+        Ok(rows.collect())
     }
 
-    fn agent(&self, text: &str) -> anyhow::Result<agents::Row> {
+    /// The certificate is refused from now on; then the live connection is cut, so that it can't come back in between.
+    fn shut_out(&self, text: &str) -> anyhow::Result<agents::Revoked> {
+        let record = self.one(text)?;
+        let is_news = self.identity.revoke_agent(record.id)?;
+        let was_connected = self.fleet.cut(record.id);
+        if is_news {
+            tracing::info!(agent = %record.id, was_connected, "an agent was revoked");
+            if let Some(notices) = &self.notices {
+                let (agent, host_name) = (record.id, record.host_name.clone());
+                notices.tell(&Notice::Revoked { agent, host_name, was_connected });
+            }
+        }
+        Ok(agents::Revoked {
+            id: record.id.to_string(),
+            host: vidette_protocol::escape::terminal(&record.host_name),
+            was_connected,
+            was_revoked_before: !is_news,
+        })
+    }
+
+    fn one(&self, text: &str) -> anyhow::Result<AgentRecord> {
         let mut found = self.found(text)?;
         if found.len() > 1 {
             let ids: Vec<String> = found.iter().map(|agent| agent.id.to_string()).collect();
             bail!("{} agents fit {text:?}: {}; name one by its id", ids.len(), ids.join(", "));
         }
-        let Some(record) = found.pop() else { bail!("no agent fits {text:?}") };
+        found.pop().with_context(|| format!("no agent fits {text:?}"))
+    }
+
+    fn agent(&self, text: &str) -> anyhow::Result<agents::Row> {
+        let record = self.one(text)?;
         let last = self.fleet.member(record.id).as_ref().map(agents::Last::new);
-        Ok(agent_row(record, last))
+        Ok(agents::Row::new(&record, &self.lookout.judge(&record), last))
     }
 
     fn found(&self, text: &str) -> anyhow::Result<Vec<AgentRecord>> {
@@ -196,7 +214,7 @@ impl Office {
             let size = PAGE_EVENTS_MAX.min(usize::try_from(left).unwrap_or(PAGE_EVENTS_MAX));
             let page = reader.page(filter, before, size)?;
             page.iter().try_for_each(&mut *each)?;
-            let Some(last) = page.last() else { return Ok(true) };
+            let Some(last) = page.last().filter(|_| page.len() == size) else { return Ok(true) };
             before = Some(last.id);
             left = left.saturating_sub(page.len() as u64);
         }
@@ -256,42 +274,34 @@ impl Office {
     }
 
     fn status(&self) -> anyhow::Result<status::Row> {
-        let agents: Vec<agents::Row> =
-            self.agents()?.into_iter().filter(|agent| agent.state != "revoked").collect();
-        let count = |fits: fn(&agents::Row) -> bool| agents.iter().filter(|agent| fits(agent)).count() as u64;
-        let (alerts_24h, alerts_24h_more) = self.alerts_of_a_day()?;
+        let picture = self.lookout.look(Duration::ZERO)?;
+        let name =
+            |number: i32| formats::severity(wire::Severity::try_from(number).unwrap_or_default()).to_owned();
+        let alerts = picture.day.severities.iter().rev().filter(|(_, count)| *count > 0);
         Ok(status::Row {
             version: env!("CARGO_PKG_VERSION").into(),
-            uptime_s: i64::try_from(self.started.elapsed().as_secs()).unwrap_or(i64::MAX),
+            uptime_s: i64::try_from(picture.uptime_s).unwrap_or(i64::MAX),
             listen: self.listen.to_string(),
             advertise: self.advertise.to_string(),
             pin: data_encoding::HEXLOWER.encode(&self.identity.pin()),
-            agents: agents.len() as u64,
-            agents_connected: count(|agent| agent.state == "connected"),
-            agents_silent: count(|agent| agent.state == "silent"),
-            agents_limited: count(|agent| agent.sensors == "names" || agent.sensors == "polling"),
+            agents: picture.agents.enrolled,
+            agents_connected: picture.agents.connected,
+            agents_silent: picture.agents.silent,
+            agents_limited: picture.agents.limited,
+            fleet: picture.agents.clone(),
+            heartbeat_s: picture.moment.heartbeat_s,
+            gaps_24h: picture.day.gaps,
             store: self.figures(),
-            alerts_24h,
-            alerts_24h_more,
-            sinks: self.sinks.all(*self.store.changed().borrow()),
+            store_checked_unix_ns: picture.store.checked_unix_ns,
+            disk_free_bytes: picture.free_bytes,
+            commits: picture.commits.count,
+            commit_p50_us: picture.commits.p50_us,
+            commit_p99_us: picture.commits.p99_us,
+            alerts_24h: alerts.map(|(number, count)| (name(*number), *count)).collect(),
+            alerts_24h_more: !picture.day.is_whole,
+            sinks: picture.sinks.clone(),
+            findings: findings::findings(&picture),
         })
-    }
-
-    fn alerts_of_a_day(&self) -> anyhow::Result<(Vec<(String, u64)>, bool)> {
-        let filter = Filter {
-            classes: vec![Class::Alert],
-            since_unix_ns: Some(time::yesterday()),
-            ..Filter::default()
-        };
-        let mut counts: BTreeMap<i32, u64> = BTreeMap::new();
-        let mut count = |stored: &Stored| {
-            *counts.entry(formats::decoded(stored).severity).or_default() += 1;
-            Ok(())
-        };
-        let is_all = self.each(&filter, COUNTED_ALERTS_MAX, &mut count)?;
-        let name =
-            |number: i32| formats::severity(wire::Severity::try_from(number).unwrap_or_default()).to_owned();
-        Ok((counts.into_iter().rev().map(|(number, count)| (name(number), count)).collect(), !is_all))
     }
 
     fn figures(&self) -> BTreeMap<String, u64> {
@@ -305,36 +315,6 @@ impl Office {
 
     fn lasts(&self) -> BTreeMap<AgentId, agents::Last> {
         self.fleet.snapshot().iter().map(|(agent, member)| (*agent, agents::Last::new(member))).collect()
-    }
-}
-
-fn agent_row(record: AgentRecord, last: Option<agents::Last>) -> agents::Row {
-    let is_silent = unix_s_now().saturating_sub(record.last_seen_unix_s) > agents::SILENT_AFTER_S;
-    let is_connected = last.as_ref().is_some_and(|last| last.connected_unix_s.is_some());
-    let state = match (record.revoked, is_connected) {
-        (true, _) => "revoked",
-        (false, true) => "connected",
-        (false, false) if is_silent => "silent",
-        (false, false) => "away",
-    };
-    let sensors = match wire::SensorLevel::try_from(record.level).unwrap_or_default() {
-        wire::SensorLevel::Unspecified => "unknown",
-        wire::SensorLevel::Full => "full",
-        wire::SensorLevel::Names => "names",
-        wire::SensorLevel::Polling => "polling",
-    };
-    agents::Row {
-        id: record.id.to_string(),
-        host: terminal(&record.host_name),
-        state: state.into(),
-        sensors: sensors.into(),
-        version: terminal(record.version.as_bytes()),
-        os: terminal(record.os.as_bytes()),
-        rules: terminal(record.rules_version.as_bytes()),
-        joined_unix_s: record.joined_unix_s,
-        last_seen_unix_s: record.last_seen_unix_s,
-        certificate_expires_unix_s: record.certificate_expires_unix_s,
-        last,
     }
 }
 
@@ -392,7 +372,8 @@ mod tests {
             wire::Event { severity: wire::Severity::Medium as i32, kind: Some(kind), ..Default::default() };
         let agent = AgentId([1; 16]);
         let id = EventId { agent, epoch: 1, class: Class::Alert, seq: 1 };
-        let stored = Stored { id: 1, event: id, received_unix_ns: 0, body: event.encode_to_vec() };
+        let stored =
+            Stored { id: 1, event: id, received_unix_ns: 0, body: event.encode_to_vec(), damaged: false };
         let all = Filter { classes: vec![Class::Alert], ..Filter::default() };
         let table = [
             (all.clone(), true),

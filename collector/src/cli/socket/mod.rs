@@ -7,6 +7,7 @@ pub mod client;
 pub mod server;
 /// What is answered to what.
 pub mod answers;
+mod ca;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -39,6 +40,12 @@ pub enum Request {
         label: Option<String>,
         /// `HOST:PORT` in the line, instead of the configured one.
         address: Option<String>,
+        /// For so many hosts.
+        #[serde(default = "one")]
+        uses: u32,
+        /// What its agents belong to.
+        #[serde(default)]
+        group: Option<String>,
     },
     /// [`super::tokens::Row`]s.
     TokensList,
@@ -52,6 +59,11 @@ pub enum Request {
     /// One [`super::agents::Row`].
     AgentsShow {
         /// Id, the start of one, or host name.
+        agent: String,
+    },
+    /// One [`super::agents::Revoked`].
+    AgentsRevoke {
+        /// Id, the start of one, or host name; it must fit one agent only.
         agent: String,
     },
     /// [`super::events::Row`]s, newest first.
@@ -73,6 +85,15 @@ pub enum Request {
     },
     /// [`crate::sinks::Status`] of each.
     SinksList,
+    /// One row: see [`super::ca::Step`].
+    Ca {
+        /// What to do.
+        step: super::ca::Step,
+    },
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// Which events.

@@ -171,7 +171,8 @@ mod tests {
     use crate::cli::socket::client::{ask, ask_one};
     use crate::cli::socket::{Query, socket_path};
     use crate::identity::Identity;
-    use crate::ingest::Fleet;
+    use crate::ingest::{Fleet, Tally};
+    use crate::outside::{Lookout, Sources};
     use crate::sinks::Overview;
     use crate::stop::{self, Stopper};
     use crate::store;
@@ -189,12 +190,23 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store =
             store::open(store::Config { folder: folder.path().join("store"), retention_days: None }).unwrap();
-        let office = Office {
-            identity: Identity::open(&folder.path().join("identity")).unwrap(),
+        let identity = Identity::open(&folder.path().join("identity")).unwrap();
+        let lookout = Lookout::new(Sources {
+            identity: identity.clone(),
             store: store.handle(),
             fleet: Fleet::default(),
+            tally: Tally::default(),
             sinks: Overview::default(),
-            started: std::time::Instant::now(),
+            connections_max: 1,
+            heartbeat_s: 60,
+        });
+        let office = Office {
+            identity,
+            store: store.handle(),
+            fleet: Fleet::default(),
+            notices: None,
+            sinks: Overview::default(),
+            lookout,
             listen: "127.0.0.1:7441".parse().unwrap(),
             advertise: "localhost:7441".parse().unwrap(),
         };
@@ -255,6 +267,7 @@ mod tests {
             let error = |request| ask_one::<serde_json::Value>(&socket, &request).unwrap_err();
             let missing = [
                 Request::AgentsShow { agent: "nobody".into() },
+                Request::AgentsRevoke { agent: "nobody".into() },
                 Request::Event { id: "77".into() },
                 Request::TokensRevoke { id: "zzz".into() },
                 Request::Events {
@@ -268,8 +281,28 @@ mod tests {
             }
             let wrong = [
                 Request::Event { id: "a/b".into() },
-                Request::TokensCreate { for_s: 60, label: None, address: Some("nowhere".into()) },
-                Request::TokensCreate { for_s: 60, label: Some("x".repeat(300)), address: None },
+                Request::TokensCreate {
+                    for_s: 60,
+                    label: None,
+                    address: Some("nowhere".into()),
+                    uses: 1,
+                    group: None,
+                },
+                Request::TokensCreate {
+                    for_s: 60,
+                    label: Some("x".repeat(300)),
+                    address: None,
+                    uses: 1,
+                    group: None,
+                },
+                Request::TokensCreate { for_s: 60, label: None, address: None, uses: 0, group: None },
+                Request::TokensCreate {
+                    for_s: 60,
+                    label: None,
+                    address: None,
+                    uses: 2,
+                    group: Some(String::new()),
+                },
                 Request::Events {
                     query: Query { severity: Some("bad".into()), ..Query::default() },
                     limit: 1,

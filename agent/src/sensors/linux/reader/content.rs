@@ -74,9 +74,12 @@ impl Reader {
             }
         };
         let closed = event.mask & fanotify::CLOSE_WRITE != 0;
-        let own = closed && (event.pid == self.own_pid || self.parent(event.pid) == self.own_pid);
+        let opened = event.mask & fanotify::OPEN != 0;
+        let own = (closed || opened) && (event.pid == self.own_pid || self.parent(event.pid) == self.own_pid);
         if own {
-            self.parts.witness.written(&descriptor);
+            if closed {
+                self.parts.witness.written(&descriptor);
+            }
             self.parts.outlet.own();
         }
         if own && event.mask & fanotify::OPEN_EXEC == 0 {
@@ -93,15 +96,17 @@ impl Reader {
         if let Some(program) = &run {
             self.parts.witness.ran(event.pid, program.key);
         }
-        let written = (closed && !own).then_some(file);
+        let written = ((closed || opened) && !own).then_some(file);
         let (pid, pidfd, reaped) = (event.pid, event.pidfd, event.reaped);
-        Some(Look { pid, pidfd, reaped, mask: event.mask, written, run, stat, side })
+        Some(Look { pid, pidfd, reaped, mask: event.mask, written, opened, run, stat, side })
     }
 
     /// What the join needs of an event: what is watched of it, and whose it is.
     pub(super) fn admit(&mut self, look: Look, now: Moment) -> Option<Seen> {
         let closed = look.written.is_some();
-        let written = look.written.filter(|file| self.parts.outlet.paths().cover_file(file));
+        // Whatever is guarded lies where nothing else is watched.
+        let paths = self.parts.outlet.paths();
+        let written = look.written.filter(|file| look.opened || paths.cover_file(file));
         if closed && written.is_none() {
             self.parts.outlet.unwatched();
         }
@@ -110,7 +115,7 @@ impl Reader {
         }
         self.ask(look.pid, look.pidfd.as_ref(), self.parts.group.pidfd);
         let standing = self.standing(look.pidfd.as_ref(), look.reaped, look.pid);
-        Some(Seen { pid: look.pid, standing, written, run: look.run, at: now })
+        Some(Seen { pid: look.pid, standing, written, opened: look.opened, run: look.run, at: now })
     }
 
     /// What has become of whoever caused an event, asked after the connector was drained.

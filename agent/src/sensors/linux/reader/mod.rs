@@ -10,19 +10,22 @@ use super::join::{Joiner, Outcome, Program, Read, Seen};
 use super::mounts::Remote;
 use super::names::Names;
 use super::names::marks::Marks;
+use super::openers::Openers;
 use super::places::Places;
 use super::proc;
 use super::proofs::{Order, Witness};
+use super::questions::{Answer, Asked};
 use super::twins::Twins;
 use super::urgency::{Change, Urgency};
 use crate::host::{Host, Moment};
-use crate::sensors::Observation;
 use crate::sensors::outlet::Outlet;
-use crate::sensors::processes::{Facts, ProcessTable, Who, Window};
+use crate::sensors::processes::{Facts, ProcessTable, Which, Who, Window};
 use crate::sensors::users::Users;
+use crate::sensors::{Observation, OpenFile};
 use crate::sys::connector::Connector;
 use crate::sys::fanotify::{Group, NameGroup};
 use crate::sys::schedule;
+use crate::telemetry::Counters;
 use crossbeam_channel::Receiver;
 use rustix::event::{PollFd, PollFlags, epoll};
 use rustix::time::Timespec;
@@ -93,6 +96,9 @@ pub(crate) struct Parts {
     pub(crate) reports: Receiver<Report>,
     pub(crate) bell: Bell,
     pub(crate) places: Places,
+    pub(crate) asked: Asked,
+    /// Where its turns are counted.
+    pub(crate) counters: Arc<Counters>,
 }
 
 struct Reader {
@@ -112,6 +118,9 @@ struct Reader {
     running: HashSet<(u32, u64)>,
     own_pid: u32,
     own_image: Option<(u64, u64)>,
+    /// The executable of this process, by its name.
+    own_path: Vec<u8>,
+    openers: Openers,
     files_empty: Moment,
     forks_empty: Moment,
     uncounted: Option<Instant>,
@@ -150,6 +159,7 @@ pub(crate) fn run(parts: Parts) {
     let mut turned = Instant::now();
     loop {
         let pause = reader.pause();
+        reader.parts.counters.progress.sensors.waits();
         wait(&epoll, &mut ready, Duration::ZERO);
         if ready.is_empty() && !pause.is_zero() {
             reader.worked();
@@ -165,6 +175,7 @@ pub(crate) fn run(parts: Parts) {
             reader.linger(turned + TURN_MIN);
         }
         turned = Instant::now();
+        reader.parts.counters.progress.sensors.works();
         reader.turn(&epoll);
         if reader.files_are_dead() {
             reader.parts.outlet.flush_all(Moment::now());
@@ -194,6 +205,7 @@ fn watch(parts: &Parts) -> rustix::io::Result<OwnedFd> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&epoll, &parts.stop, epoll::EventData::new_u64(STOP), epoll::EventFlags::IN)?;
     epoll::add(&epoll, &*parts.group, epoll::EventData::new_u64(FILES), epoll::EventFlags::IN)?;
+    epoll::add(&epoll, &parts.asked, epoll::EventData::new_u64(FILES), epoll::EventFlags::IN)?;
     if let Some((names, _)) = &parts.names {
         epoll::add(&epoll, &**names, epoll::EventData::new_u64(FILES), epoll::EventFlags::IN)?;
     }
@@ -207,7 +219,9 @@ impl Reader {
     fn new(parts: Parts) -> Self {
         let now = Moment::now();
         let own_pid = std::process::id();
-        let own_image = proc::open_exe(own_pid, |_| false).map(|image| image.key);
+        let own_image = proc::open_exe(own_pid, |_| false);
+        let own_path = own_image.as_ref().map(|image| image.file.path.clone()).unwrap_or_default();
+        let own_image = own_image.map(|image| image.key);
         let names = parts.names.clone().map(|(group, marks)| Names::new(group, marks));
         Self {
             parts,
@@ -225,6 +239,8 @@ impl Reader {
             running: HashSet::new(),
             own_pid,
             own_image,
+            own_path,
+            openers: Openers::default(),
             files_empty: now,
             forks_empty: now,
             uncounted: None,
@@ -354,6 +370,7 @@ impl Reader {
             let read = Read { from_ns: now.uptime_ns, until_ns: named_until_ns, emptied: batch.emptied };
             self.follow_names(batch, read, now);
         }
+        self.answer();
         self.reread_if_due(now);
         self.connect_if_due(epoll);
         self.parts.places.end_turn();
@@ -391,7 +408,8 @@ impl Reader {
 
     fn hand_on(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::Written { process, file, at } => {
+            Outcome::Written { process, file, opened: true, at } => self.opened(process, file, at),
+            Outcome::Written { process, file, opened: false, at } => {
                 let process = process.map(|process| self.with_user(process));
                 let trigger = wire::Trigger::CloseWrite;
                 self.parts
@@ -406,6 +424,38 @@ impl Reader {
                     self.parts.outlet.pass(Observation::ProcessEnded { process, status, at }, at);
                 }
             }
+        }
+    }
+
+    /// A guarded file was opened. The agent's own commands may, whichever version they are.
+    fn opened(&mut self, process: Option<wire::Process>, file: OpenFile, at: Moment) {
+        let process = process.map(|process| self.with_user(process));
+        let executable = process.as_ref().map(|process| process.executable.clone()).unwrap_or_default();
+        if !executable.is_empty() && executable == self.own_path {
+            return self.parts.outlet.own();
+        }
+        match self.openers.tell(executable, Instant::now()) {
+            Some(untold) => {
+                let path = file.path;
+                self.parts.outlet.pass(Observation::GuardedOpened { path, process, untold, at }, at);
+            }
+            None => self.parts.outlet.duplicate(),
+        }
+    }
+
+    /// Who some process is, or was a moment ago.
+    fn answer(&mut self) {
+        while let Some(question) = self.parts.asked.next() {
+            // Not told of: before the agent began, or without the connector.
+            self.ask(question.pid, None, false);
+            let table = &self.joiner.table;
+            let describe = |pid| table.describe(table.newest(pid), Which::Newest);
+            let is_older = |process: &wire::Process| process.start_ns <= question.at.uptime_ns;
+            let process = describe(question.pid).filter(is_older);
+            let process = process.map(|process| self.with_user(process));
+            let lately = self.joiner.table.lately(&question.names, question.at.uptime_ns);
+            let lately = lately.into_iter().map(|process| self.with_user(process)).collect();
+            question.answer(Answer { process, lately });
         }
     }
 

@@ -1,0 +1,260 @@
+//! The commands as they really run: `scan` and `rules check`, their words and exit codes.
+
+#![cfg(target_os = "linux")]
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_vidette-agent");
+
+/// Put together at run time, so that no scanner takes this file for it.
+fn eicar() -> Vec<u8> {
+    ["X5O!P%@AP[4\\PZX54(P^)7CC)7}$EICAR", "-STANDARD-ANTIVIRUS-", "TEST-FILE!$H+H*"].concat().into_bytes()
+}
+
+const MARKER_RULES: &str = r#"
+private rule hidden { condition: true }
+rule marker { meta: severity = "Critical" strings: $marker = "vidette-marker-string" condition: $marker and hidden }
+"#;
+
+fn agent(arguments: &[&str]) -> Output {
+    Command::new(AGENT).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// What came of it: exit code, standard output, standard error.
+fn told(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = agent(arguments);
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn scan_finds_reports_and_exits_as_it_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("clean"), "clean").unwrap();
+    let clean = agent(&["scan", folder.path().to_str().unwrap()]);
+    assert_eq!((clean.status.code(), clean.stdout.len()), (Some(0), 0), "{}", text(&clean.stderr));
+    std::fs::create_dir(path("deep")).unwrap();
+    std::fs::write(path("deep/bad\u{1b}[31m"), eicar()).unwrap();
+    let found = agent(&["scan", folder.path().to_str().unwrap()]);
+    let out = text(&found.stdout);
+    assert_eq!((found.status.code(), out.lines().count()), (Some(1), 1), "{out}{}", text(&found.stderr));
+    assert!(out.contains("deep/bad\\x1b[31m") && !out.contains('\u{1b}'), "{out}");
+    let missing = agent(&["scan", &path("missing")]);
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(text(&missing.stderr).contains("could not scan") && text(&missing.stderr).contains("missing"));
+    let json = agent(&["scan", "--json", folder.path().to_str().unwrap()]);
+    let lines = text(&json.stdout);
+    assert_eq!((json.status.code(), lines.lines().count()), (Some(1), 1));
+    assert!(serde_json::from_str::<serde_json::Value>(lines.trim()).unwrap().is_object());
+}
+
+#[test]
+fn scan_does_not_open_what_could_hang() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
+    let socket = folder.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", folder.path().join("link")).unwrap();
+    std::os::unix::fs::symlink(folder.path(), folder.path().join("loop")).unwrap();
+    let all = [folder.path(), &fifo, &socket, Path::new("/dev/zero"), Path::new("/dev/null")];
+    let mut arguments = vec!["scan", "--follow"];
+    arguments.extend(all.iter().map(|path| path.to_str().unwrap()));
+    let output = agent(&arguments);
+    let said = text(&output.stderr);
+    // What was named and is no file is an error; what only lies in a folder is passed over.
+    assert_eq!((output.status.code(), said.matches("it is no regular file").count()), (Some(2), 4), "{said}");
+    let output = agent(&["scan", "--follow", folder.path().to_str().unwrap()]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.starts_with("0 files"), "{said}");
+}
+
+#[test]
+fn a_tree_deeper_than_anybody_needs_is_told_and_not_fallen_into() {
+    let folder = tempfile::tempdir().unwrap();
+    let deep = (0..300).fold(folder.path().to_owned(), |path, _| path.join("d"));
+    std::fs::create_dir_all(deep).unwrap();
+    std::fs::write(folder.path().join("d/eicar"), eicar()).unwrap();
+    let output = agent(&["scan", folder.path().to_str().unwrap()]);
+    let said = text(&output.stderr);
+    assert!(said.contains("deeper than 256 folders"), "{said}");
+    assert_eq!((output.status.code(), text(&output.stdout).lines().count()), (Some(1), 1), "{said}");
+}
+
+#[test]
+fn a_scan_without_usable_rules_is_an_error_and_not_clean() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad = folder.path().join("bad.yar");
+    std::fs::write(&bad, "rule {").unwrap();
+    let target = folder.path().to_str().unwrap();
+    for arguments in [
+        vec!["scan", "--no-builtin-rules", target],
+        vec!["scan", "--no-builtin-rules", "--rules", bad.to_str().unwrap(), target],
+        vec!["scan", "--rules", "/nonexistent.yar", target],
+    ] {
+        let output = agent(&arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn rules_check_names_file_line_and_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let good = write("good.yar", MARKER_RULES);
+    let include = write("include.yar", "\ninclude \"other.yar\"\n");
+    let slow = write("slow.yar", "rule slow {\n  strings:\n    $a = /[a-z]+/\n  condition: $a\n}");
+    let output = agent(&["rules", "check", &good]);
+    assert_eq!(output.status.code(), Some(0), "{}{}", text(&output.stdout), text(&output.stderr));
+    let output = agent(&["rules", "check", &good, &include, &slow]);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("include.yar:2:1: error") && said.contains("put the included rules into the file"),
+        "{said}"
+    );
+    assert!(said.contains("slow.yar:3:5: error") && said.contains("slow pattern"), "{said}");
+    assert!(said.contains("good.yar: ok"), "{said}");
+    let json = agent(&["rules", "check", "--json", &include]);
+    let object: serde_json::Value = serde_json::from_str(text(&json.stdout).trim()).unwrap();
+    assert_eq!((object["ok"].as_bool(), object["problems"][0]["line"].as_u64()), (Some(false), Some(2)));
+    assert_eq!(agent(&["rules", "check", "/nonexistent.yar"]).status.code(), Some(2));
+}
+
+#[test]
+fn what_is_named_twice_or_lies_within_another_is_scanned_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::create_dir_all(path("tree/deep")).unwrap();
+    std::fs::write(path("tree/deep/bad"), eicar()).unwrap();
+    let (tree, deep, bad) = (path("tree"), path("tree/deep"), path("tree/deep/bad"));
+    for named in [vec![&tree, &tree], vec![&bad, &deep, &tree], vec![&bad, &bad], vec![&deep, &tree, &bad]] {
+        let mut arguments = vec!["scan", "--no-cache"];
+        arguments.extend(named.iter().map(|path| path.as_str()));
+        let (code, out, said) = told(&arguments);
+        assert_eq!((code, out.lines().count()), (Some(1), 1), "{named:?}: {out}{said}");
+        assert!(said.starts_with("1 files"), "{named:?}: {said}");
+    }
+}
+
+/// In a mount namespace of its own, which goes with it.
+#[test]
+fn another_file_system_within_a_folder_is_scanned_when_it_is_named_too() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(folder.path().join("tree/mount")).unwrap();
+    std::fs::write(folder.path().join("eicar"), eicar()).unwrap();
+    let script = r#"mount -t tmpfs none tree/mount; cp eicar tree/mount/
+        "$AGENT" scan --no-cache tree/mount tree || echo "code $?"
+        "$AGENT" scan --no-cache --cross-filesystems tree/mount tree || echo "code $?""#;
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-ec", script]).env("AGENT", AGENT).current_dir(folder.path());
+    let output = command.output().unwrap();
+    let (out, said) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(out.matches("code 1").count(), 2, "{out}{said}");
+    assert_eq!((out.matches("tree/mount/eicar").count(), out.lines().count()), (2, 4), "{out}{said}");
+}
+
+#[test]
+fn a_number_of_threads_that_can_not_be_is_refused_with_the_bounds() {
+    for number in ["0", "17", "100000", "many"] {
+        let (code, out, said) = told(&["scan", "--threads", number, "/bin/true"]);
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{number}: {said}");
+        assert!(number == "many" || said.contains("is not in 1..=16"), "{number}: {said}");
+    }
+    let (code, _, said) = told(&["scan", "--threads", "3", "--max-size", "256MiB", "/bin/true"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(
+        said.contains("--threads 3 does not go with --max-size 256MiB") && said.contains("at most 2"),
+        "{said}"
+    );
+    assert_eq!(
+        told(&["scan", "--threads", "16", "--max-size", "32MiB", "--no-cache", "/bin/true"]).0,
+        Some(0)
+    );
+}
+
+#[test]
+fn mistakes_in_hash_lists_are_not_called_errors_in_rules() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("list.txt"), format!("{}\nno digest\n", "0".repeat(64))).unwrap();
+    std::fs::write(path("bad.yar"), "rule broken {").unwrap();
+    let of = |more: &[&str]| {
+        let arguments = [&["scan", "--no-cache", "/bin/true"], more].concat();
+        let (code, _, said) = told(&arguments);
+        assert_eq!(code, Some(2), "{said}");
+        (said.contains("errors in rules"), said.contains("mistakes in hash lists"))
+    };
+    assert_eq!(of(&["--hashes", &path("list.txt")]), (false, true));
+    assert_eq!(of(&["--rules", &path("bad.yar")]), (true, false));
+    assert_eq!(of(&["--rules", &path("bad.yar"), "--hashes", &path("list.txt")]), (true, true));
+}
+
+#[test]
+fn of_a_sparse_file_it_is_said_that_its_data_were_scanned_or_how_much_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, data: usize| {
+        let path = folder.path().join(name);
+        let mut file = std::fs::File::create(&path).unwrap();
+        std::io::Write::write_all(&mut file, &vec![b'x'; data]).unwrap();
+        file.set_len(1 << 30).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let scan = |path: &str| told(&["scan", "--no-cache", "--max-size", "1MiB", path]);
+    let (code, _, said) = scan(&file("little", 4096));
+    assert_eq!(code, Some(2), "{said}");
+    assert!(
+        said.contains("sparse: all its data were scanned, 4096 bytes, and not its holes, 1073737728 bytes"),
+        "{said}"
+    );
+    assert!(said.contains("1 not scanned whole, being larger than --max-size"), "{said}");
+    let (code, _, said) = scan(&file("much", 2 << 20));
+    assert_eq!(code, Some(2), "{said}");
+    let words = "truncated: 1048576 of 1073741824 bytes were scanned, the first data of a sparse file";
+    assert!(said.contains(words), "{said}");
+}
+
+#[test]
+fn rules_check_names_the_rule_that_costs_its_file_and_warns_of_a_severity_that_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let short =
+        write("short.yar", "rule good { condition: true }\nrule short { strings: $a = \"a\" condition: $a }");
+    let urgent = write("urgent.yar", "rule urgent { meta: severity = \"urgent\" condition: true }");
+    let (code, out, _) = told(&["rules", "check", &short, &urgent]);
+    assert_eq!(code, Some(1), "{out}");
+    assert!(out.contains("short.yar:2:23: error[E018] in rule short: slow pattern"), "{out}");
+    assert!(
+        out.contains("short.yar: left out as a whole, with all its rules, for the error in rule short"),
+        "{out}"
+    );
+    assert!(
+        out.contains("urgent.yar:1:1: warning in rule urgent: unknown severity `urgent`: medium is used"),
+        "{out}"
+    );
+    assert!(out.contains("urgent.yar: ok") && out.contains("2 files, 1 rules usable"), "{out}");
+    let (code, out, _) = told(&["rules", "check", "--json", &urgent]);
+    let object: serde_json::Value = serde_json::from_str(out.trim()).unwrap();
+    let problem = &object["problems"][0];
+    assert_eq!((code, object["ok"].as_bool()), (Some(0), Some(true)), "{out}");
+    assert_eq!(
+        (problem["level"].as_str(), problem["rule"].as_str()),
+        (Some("warning"), Some("urgent")),
+        "{out}"
+    );
+}

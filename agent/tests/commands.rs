@@ -130,6 +130,9 @@ fn rules_check_names_file_line_and_reason() {
     let object: serde_json::Value = serde_json::from_str(text(&json.stdout).trim()).unwrap();
     assert_eq!((object["ok"].as_bool(), object["problems"][0]["line"].as_u64()), (Some(false), Some(2)));
     assert_eq!(agent(&["rules", "check", "/nonexistent.yar"]).status.code(), Some(2));
+    let hostile = write("a\x1b[31m\nb.yar", MARKER_RULES);
+    let said = text(&agent(&["rules", "check", &hostile]).stdout);
+    assert!(said.contains("/a\\x1b[31m\\x0ab.yar: ok") || said.contains("/a\\x1b[31m\\nb.yar: ok"), "{said}");
 }
 
 #[test]

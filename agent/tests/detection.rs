@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use vidette_agent::detection::backlog::{ALERTS_MAX, TELEMETRY_MAX};
 use vidette_agent::detection::hashes::HashSources;
-use vidette_agent::detection::queue::FILES_MAX;
+use vidette_agent::detection::queue::{FILES_MAX, SWEEPS_MAX};
 use vidette_agent::detection::rules::RuleSources;
 use vidette_agent::detection::walk::Scope;
 use vidette_agent::detection::{self, Config, Detection, EVENTS_QUEUE_MAX, Snapshot};
@@ -52,6 +52,11 @@ struct Stage {
 impl Stage {
     /// With its rules loaded.
     fn start() -> Self {
+        Self::scanning(2)
+    }
+
+    /// Scanning so many files at once.
+    fn scanning(scans_parallel: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().canonicalize().unwrap();
         let counters = Arc::new(Counters::default());
@@ -63,7 +68,7 @@ impl Stage {
             hashes: HashSources::default(),
             size_max_bytes: 1 << 20,
             scan_timeout: SCAN_TIMEOUT,
-            scans_parallel: 2,
+            scans_parallel,
             telemetry: true,
             // Tests stop the scanner, so that files wait.
             launcher: Launcher::of(Path::new(env!("CARGO_BIN_EXE_vidette-agent")))
@@ -98,6 +103,15 @@ impl Stage {
     /// As the sensors tell of a file that user `uid` wrote with a program.
     fn send(&self, path: &Path, uid: u32, program: &str) {
         self.input.send(written(path, uid, program)).unwrap();
+    }
+
+    /// As a rescan tells of a file that it met.
+    fn meet(&self, path: &Path) {
+        let mut met = written(path, 0, "");
+        if let Observation::FileWritten { trigger, process, .. } = &mut met {
+            (*trigger, *process) = (Trigger::Sweep, None);
+        }
+        self.input.send(met).unwrap();
     }
 
     /// Until nothing waits and nothing is owed.
@@ -227,7 +241,8 @@ fn figure(detail: &str, name: &str) -> u64 {
 #[test]
 fn one_user_s_storm_does_not_delay_another_s_file() {
     const STORM: usize = 20_000;
-    let stage = Stage::start();
+    // Of two that scan, one may stand still on a busy host while the other goes on: that order says nothing of the queue's.
+    let stage = Stage::scanning(1);
     let (events, input) = (stage.events.clone(), stage.input.clone());
     let storm: Vec<PathBuf> = (0..500)
         .map(|number| stage.write(&format!("storm-{number}"), number.to_string().as_bytes()))
@@ -237,6 +252,13 @@ fn one_user_s_storm_does_not_delay_another_s_file() {
     // Copies of few files would be merged: each observation has a file of its own.
     let root = stage.root.clone();
     let worker = stage.pause();
+    // What the worker takes at most before it is full. Then as many as may wait because a rescan met them; the last is `other`.
+    let (first, met) = storm.split_at(64);
+    first.iter().for_each(|path| stage.send(path, 1000, "/bin/storm"));
+    stage.wait_for("a full worker", |_| stage.input.is_empty());
+    met[..SWEEPS_MAX - 1].iter().chain([&other]).for_each(|path| stage.meet(path));
+    let met = |state: &Snapshot| stage.input.is_empty() && state.queue_length >= first.len() + SWEEPS_MAX - 1;
+    stage.wait_for("what was met", met);
     let writer = std::thread::spawn(move || {
         for number in 0..STORM {
             let path = root.join(format!("copy-{number}"));
@@ -244,7 +266,6 @@ fn one_user_s_storm_does_not_delay_another_s_file() {
             input.send(written(&path, 1000, "/bin/storm")).unwrap();
             fs::remove_file(&path).unwrap();
         }
-        drop(storm);
     });
     let full = |state: &Snapshot| state.queue_length >= FILES_MAX;
     // The events have to be read, or the telemetry of what was shed waits and is shed in turn.
@@ -277,11 +298,13 @@ fn one_user_s_storm_does_not_delay_another_s_file() {
         }
     }
     println!("{shed} of {STORM} shed; scanned as number: {places:?}; ticks of its thread: {}", ticks());
-    // Four batches of 8 were in the worker's hands, and as many may be handed over while those are answered; three users
+    // Two batches of 8 were in the worker's hands, and as many may be handed over while those are answered; three users
     // and two programs take turns.
-    assert!(places.iter().all(|(_, place)| *place <= 80), "{places:?}");
+    assert!(places.iter().all(|(_, place)| *place <= 40), "{places:?}");
     let (_, counters) = stage.end();
-    assert!(counters.detection_lost_queue.get() >= (STORM - FILES_MAX - 64) as u64);
+    // A rescan may meet a copy before it is told of, so that the two are one.
+    let (lost, merged) = (counters.detection_lost_queue.get(), counters.detection_shed_coalesced.get());
+    assert!(lost + merged >= (STORM - FILES_MAX - 64) as u64, "{lost} lost, {merged} merged");
 }
 
 /// Processor time of the detection thread, in hundredths of a second: a figure to look at, not to judge by.
@@ -311,11 +334,7 @@ fn a_file_that_a_rescan_met_half_written_is_told_as_it_was_scanned() {
     stage.wait_for("a worker with its rules", |_| stage.counters.detection_scanned.get() == 1);
     let worker = stage.pause();
     let path = stage.write("half", b"");
-    let mut met = written(&path, 0, "");
-    if let Observation::FileWritten { trigger, process, .. } = &mut met {
-        (*trigger, *process) = (Trigger::Sweep, None);
-    }
-    stage.input.send(met).unwrap();
+    stage.meet(&path);
     stage.wait_for("its turn", |_| stage.counters.detection_waiting.get() == 1);
     // Until it is with the scanner. Too short a wait proves less and breaks nothing.
     std::thread::sleep(Duration::from_millis(300));

@@ -96,7 +96,7 @@ fn ask(rules: crate::worker::RuleSet) -> Result<Loaded> {
 }
 
 fn table(source: &Source, problems: &[&Problem]) -> String {
-    let name = escape::terminal(source.name.as_bytes());
+    let name = &source.name; // escaped already: a file's name is bytes, and it stands for it everywhere
     let mut text = String::new();
     for problem in problems {
         let level = if problem.error { "error" } else { "warning" };

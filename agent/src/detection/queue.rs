@@ -103,8 +103,9 @@ pub struct Next<F, T> {
 pub enum Pushed<F, T> {
     /// It waits.
     Queued,
-    /// The file waits already, and one of the two observations is enough: this one is not needed.
-    Merged(T),
+    /// The file waits already, and one of the two observations is enough: this one is not needed. A file that is more
+    /// urgent by it may cost another its place.
+    Merged(T, Option<Next<F, T>>),
     /// It waits, and another file lost its place to it.
     Displaced(Next<F, T>),
     /// There is no room.
@@ -151,28 +152,34 @@ impl<F, T> Queue<F, T> {
         let Some(entry) = self.entries.get_mut(&push.id) else { return self.add(push, now) };
         // What the sensors said of it is more than a rescan knows.
         if push.class == Class::Sweep {
-            return Pushed::Merged(push.item);
+            return Pushed::Merged(push.item, None);
         }
         let observed = Observed { kind: push.kind, item: push.item };
         let same = |known: &&mut Observed<T>| known.kind.is_some() && known.kind == push.kind;
-        let pushed = if let Some(known) = entry.observed.iter_mut().find(same) {
-            Pushed::Merged(std::mem::replace(known, observed).item)
+        let merged = if let Some(known) = entry.observed.iter_mut().find(same) {
+            Some(std::mem::replace(known, observed).item)
         } else if entry.observed.len() < JOINED_MAX {
             entry.observed.push(observed);
             self.observed += 1;
-            Pushed::Queued
+            None
         } else {
             return Pushed::Full(push.file, observed.item);
         };
         entry.file = push.file;
-        self.promote(push.id, push.class, push.share);
-        pushed
+        let displaced = self.promote(push.id, push.class, push.share);
+        match (merged, displaced) {
+            (Some(item), displaced) => Pushed::Merged(item, displaced),
+            (None, Some(next)) => Pushed::Displaced(next),
+            (None, None) => Pushed::Queued,
+        }
     }
 
     fn add(&mut self, push: Push<F, T>, now: Instant) -> Pushed<F, T> {
         let mut displaced = None;
         if !self.has_room(push.class) {
-            let Some(id) = self.victim(&push) else { return Pushed::Full(push.file, push.item) };
+            let Some(id) = self.victim(push.class, push.share) else {
+                return Pushed::Full(push.file, push.item);
+            };
             displaced = self.take(id);
         }
         self.tickets += 1;
@@ -211,14 +218,13 @@ impl<F, T> Queue<F, T> {
     }
 
     /// Who makes room for a newcomer; nobody when it would be the newcomer itself.
-    fn victim(&self, push: &Push<F, T>) -> Option<Id> {
-        if matches!(push.class, Class::Run | Class::Sweep) {
+    fn victim(&self, newcomer: Class, share: Share) -> Option<Id> {
+        if matches!(newcomer, Class::Run | Class::Sweep) {
             return None;
         }
-        let over =
-            |class: &Class| self.counts[*class as usize] + usize::from(*class == push.class) > RESERVED;
+        let over = |class: &Class| self.counts[*class as usize] + usize::from(*class == newcomer) > RESERVED;
         let class = [Class::Rest, Class::System, Class::Executable].into_iter().find(over)?;
-        let newcomer = (class == push.class).then_some(push.share);
+        let newcomer = (class == newcomer).then_some(share);
         let lane = &self.lanes[class as usize];
         if lane.is_empty() {
             let of_class = |id: &&Id| self.entries.get(id).is_some_and(|entry| entry.class == class);
@@ -227,19 +233,23 @@ impl<F, T> Queue<F, T> {
         lane.newest_of_longest(newcomer)
     }
 
-    /// Into a higher class, when this one is.
-    fn promote(&mut self, id: Id, class: Class, share: Share) {
-        let Some(entry) = self.entries.get(&id) else { return };
-        let (from, crowds) = (entry.class, entry.class == Class::Sweep || class == Class::Run);
-        if class >= from || (crowds && !self.has_room(class)) {
-            return;
+    /// Into a higher class, when this one is. What only a rescan had met takes its place there as if it were new: the file
+    /// that had to make room for it is returned.
+    fn promote(&mut self, id: Id, class: Class, share: Share) -> Option<Next<F, T>> {
+        let from = self.entries.get(&id)?.class;
+        if class >= from {
+            return None;
         }
-        let Some(mut entry) = self.leave(id) else { return };
+        let crowds = from == Class::Sweep || class == Class::Run;
+        let displaced =
+            if crowds && !self.has_room(class) { self.take(self.victim(class, share)?) } else { None };
+        let mut entry = self.leave(id)?;
         self.tickets += 1;
         (entry.ticket, entry.class, entry.share) = (self.tickets, class, share);
         entry.held_until = entry.held_until.filter(|_| class != Class::Run);
         self.line_up(id, &entry);
         self.entries.insert(id, entry);
+        displaced
     }
 
     fn line_up(&mut self, id: Id, entry: &Entry<F, T>) {
@@ -381,9 +391,9 @@ mod tests {
         let now = Instant::now();
         let mut queue = Queue::default();
         queue.push(push(1, 10, false), now);
-        assert_eq!(queue.push(push(1, 11, false), now), Pushed::Merged(10));
+        assert_eq!(queue.push(push(1, 11, false), now), Pushed::Merged(10, None));
         assert_eq!(queue.push(Push { kind: Some(1), ..push(1, 12, false) }, now), Pushed::Queued);
-        assert_eq!(queue.push(of(1, 13, Class::Sweep, 0, 0), now), Pushed::Merged(13), "nothing new");
+        assert_eq!(queue.push(of(1, 13, Class::Sweep, 0, 0), now), Pushed::Merged(13, None), "nothing new");
         assert_eq!(popped(&mut queue, now), Some(vec![11, 12]));
     }
 
@@ -424,10 +434,37 @@ mod tests {
         queue.push(of(1, 1, Class::Rest, 0, 0), now);
         queue.push(of(2, 2, Class::Sweep, 0, 0), now);
         queue.push(of(3, 3, Class::System, 0, 0), now);
-        assert_eq!(queue.push(of(1, 4, Class::Executable, 0, 0), now), Pushed::Merged(1));
-        assert_eq!(queue.push(of(2, 5, Class::Rest, 7, 0), now), Pushed::Merged(2));
+        assert_eq!(queue.push(of(1, 4, Class::Executable, 0, 0), now), Pushed::Merged(1, None));
+        assert_eq!(queue.push(of(2, 5, Class::Rest, 7, 0), now), Pushed::Merged(2, None));
         let order: Vec<_> = std::iter::from_fn(|| popped(&mut queue, now)).collect();
         assert_eq!(order, [vec![4], vec![3], vec![5]]);
+    }
+
+    /// As in a storm during which a rescan runs.
+    #[test]
+    fn what_a_rescan_had_met_takes_its_place_in_a_full_queue_as_if_it_were_new() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        for file in 0..FILES_MAX as u64 {
+            queue.push(of(file, file, Class::Rest, 1000, 1), now);
+        }
+        for file in 0..SWEEPS_MAX as u64 {
+            assert_eq!(queue.push(of(5000 + file, 0, Class::Sweep, 0, 0), now), Pushed::Queued);
+        }
+        let newest = FILES_MAX as u64 - 1;
+        let pushed = queue.push(of(5001, 1, Class::Rest, 1001, 1), now);
+        let Pushed::Merged(0, Some(lost)) = pushed else { panic!("{pushed:?}") };
+        assert_eq!(lost.id.1, newest, "the storm makes room");
+        let of_another_kind = Push { kind: Some(1), ..of(5002, 2, Class::Rest, 1002, 1) };
+        assert_eq!(inode(&queue.push(of_another_kind, now)), Some(newest - 1));
+        assert_eq!(
+            queue.push(of(5003, 3, Class::Rest, 1000, 1), now),
+            Pushed::Merged(0, None),
+            "the storm's own"
+        );
+        assert_eq!((queue.files(), queue.counts[Class::Sweep as usize]), (FILES_MAX, SWEEPS_MAX - 2));
+        let first: Vec<_> = std::iter::from_fn(|| popped(&mut queue, now)).take(3).collect();
+        assert_eq!(first, [vec![0], vec![1], vec![0, 2]]);
     }
 
     #[test]
@@ -540,7 +577,10 @@ mod tests {
                 let uid = random.random_range(0..4);
                 match queue.push(of(random.random_range(0..6000), item, class, uid, item % 3), now) {
                     Pushed::Queued => inside += 1,
-                    Pushed::Merged(_) => merged += 1,
+                    Pushed::Merged(_, displaced) => {
+                        merged += 1;
+                        out += displaced.map_or(0, |next| next.items.len() as u64);
+                    }
                     Pushed::Full(..) => full += 1,
                     Pushed::Displaced(next) => {
                         inside += 1;

@@ -420,7 +420,12 @@ impl Running {
         };
         match self.queue.push(push, Instant::now()) {
             Pushed::Queued => {}
-            Pushed::Merged(_) => self.counters.detection_shed_coalesced.one(),
+            Pushed::Merged(_, displaced) => {
+                self.counters.detection_shed_coalesced.one();
+                if let Some(next) = displaced {
+                    self.shed(&next.file, next.items);
+                }
+            }
             Pushed::Displaced(next) => self.shed(&next.file, next.items),
             Pushed::Full(file, item) => self.shed(&file, vec![item]),
         }

@@ -236,23 +236,30 @@ impl Fleet {
     }
 
     /// Whether an agent may connect now, by its conduct; else why not, in one sentence. Coming too often is an offence.
-    pub(super) fn admit(&self, agent: AgentId, now: Instant, now_unix_s: i64) -> Result<(), String> {
+    pub(super) fn admit(
+        &self,
+        agent: AgentId,
+        now: Instant,
+        now_unix_s: i64,
+    ) -> Result<(), (RefuseCode, String)> {
         let mut fleet = self.lock();
         let live = fleet.entry(agent).or_insert_with(|| Live::new(now));
-        match live.conduct.admit(now) {
-            Ok(()) => Ok(()),
-            Err(Denied::Barred(left)) => Err(format!(
-                "the agent was cut off for misbehaving and may come back in {} s",
-                left.as_secs() + 1
-            )),
-            Err(Denied::TooOften) => {
-                let bar = live.bar(now, now_unix_s);
-                Err(format!(
-                    "the agent broke the protocol: it opened too many connections; it may come back in {} s",
-                    bar.as_secs()
-                ))
+        let reason = match live.conduct.admit(now) {
+            Ok(()) => return Ok(()),
+            Err(Denied::Barred(left)) => {
+                format!("the agent was cut off for misbehaving and may come back in {} s", left.as_secs() + 1)
             }
-        }
+            Err(Denied::TooOften) => format!(
+                "the agent broke the protocol: it opened too many connections; it may come back in {} s",
+                live.bar(now, now_unix_s).as_secs()
+            ),
+        };
+        // Whoever is shut out for good hears that, however often he comes: it says what to do.
+        let last = live.member.refused.as_ref().filter(|(at, ..)| *at >= live.member.heard_unix_s);
+        let for_good = last.filter(|(_, code, _)| {
+            matches!(code, RefuseCode::Revoked | RefuseCode::Left | RefuseCode::Cloned)
+        });
+        Err(for_good.map_or((RefuseCode::Misbehaved, reason), |(_, code, why)| (*code, why.clone())))
     }
 
     /// An agent is being cut off for what it did.
@@ -547,12 +554,28 @@ mod tests {
         let mut seat = fleet.enter(id(1), address(), 1000);
         fleet.offence(id(1), start, 1000);
         assert_eq!(seat.cut().await, Cut::Barred);
-        let error = fleet.admit(id(1), start, 1000).unwrap_err();
+        let (code, error) = fleet.admit(id(1), start, 1000).unwrap_err();
+        assert_eq!(code, RefuseCode::Misbehaved);
         assert!(error.contains("may come back in"), "{error}");
         let member = fleet.member(id(1)).unwrap();
         assert_eq!((member.cut_offs, member.barred_until_unix_s), (1, Some(1002)));
         assert_eq!(fleet.admit(id(1), start + Duration::from_secs(3), 1003), Ok(()));
         assert_eq!(fleet.admit(id(2), start, 1000), Ok(()), "others do not feel it");
+    }
+
+    #[test]
+    fn who_is_shut_out_for_good_hears_why_however_often_he_comes() {
+        let fleet = Fleet::new();
+        let now = Instant::now();
+        drop(fleet.enter(id(1), address(), 1000));
+        for code in [RefuseCode::Cloned, RefuseCode::Left, RefuseCode::Revoked] {
+            fleet.refused(id(1), code, "for good", 1000);
+            let denied: Vec<_> = (0..1000).filter_map(|_| fleet.admit(id(1), now, 1000).err()).collect();
+            assert!(denied.len() > 900);
+            assert!(denied.iter().all(|denied| *denied == (code, "for good".to_owned())), "{:?}", denied[0]);
+        }
+        fleet.refused(id(1), RefuseCode::Overloaded, "for now", 1000);
+        assert_eq!(fleet.admit(id(1), now, 1000).map_err(|(code, _)| code), Err(RefuseCode::Misbehaved));
     }
 
     #[tokio::test]
@@ -567,7 +590,7 @@ mod tests {
                     seats.push(fleet.enter(id(1), address(), 0));
                     None
                 }
-                Err(reason) => Some(reason),
+                Err((_, reason)) => Some(reason),
             })
             .collect();
         assert!(seats.len() < 50 && refused[0].contains("too many connections"), "{}", refused[0]);

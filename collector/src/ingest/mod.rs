@@ -376,7 +376,7 @@ async fn examine<S: Commits>(certificate: Option<Vec<u8>>, shared: &Shared<S>) -
     shared
         .fleet
         .admit(agent, Instant::now(), unix_s_now())
-        .map_err(|reason| (Some(agent), RefuseCode::Misbehaved, reason))?;
+        .map_err(|(code, reason)| (Some(agent), code, reason))?;
     let expired_s = unix_s_now() - shown.expires_unix_s;
     if expired_s > 0 {
         let reason =

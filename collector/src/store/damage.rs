@@ -4,7 +4,7 @@
 //! Assumes a disk that may change any bit. `reader` asks it about every row; `db` and `salvage` write the sums.
 
 use super::check::Checked;
-use super::db::LaneKey;
+use super::db::{LaneKey, Mark};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -54,6 +54,16 @@ impl Columns<'_> {
 pub(super) fn lane_sum((agent, epoch, class): LaneKey) -> i64 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&agent.0).update(&epoch.to_le_bytes()).update(&class.to_wire().to_le_bytes());
+    beginning(&hasher)
+}
+
+/// Of a lane's own row: its number, whose it is, and how far it is stored.
+pub(super) fn mark_sum(key: LaneKey, mark: Mark) -> i64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher
+        .update(&lane_sum(key).to_le_bytes())
+        .update(&mark.lane.to_le_bytes())
+        .update(&mark.seq.to_le_bytes());
     beginning(&hasher)
 }
 
@@ -151,6 +161,7 @@ fn lock<Told>(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vidette_protocol::id::AgentId;
 
     #[test]
     fn every_column_is_in_the_sum() {
@@ -181,6 +192,23 @@ mod tests {
             Columns { rules: Some(b""), body: b"rb", ..all },
         ];
         let sums: BTreeSet<i64> = others.iter().chain([&all]).map(Columns::sum).collect();
+        assert_eq!(sums.len(), others.len() + 1);
+    }
+
+    #[test]
+    fn whose_a_lane_is_and_how_far_it_is_stored_are_in_its_sum() {
+        let (agent, key) = (AgentId([1; 16]), (AgentId([1; 16]), 2, Class::Alert));
+        let mark = Mark { lane: 3, seq: 4 };
+        let others = [
+            ((AgentId([9; 16]), 2, Class::Alert), mark),
+            ((agent, 9, Class::Alert), mark),
+            ((agent, 2, Class::Telemetry), mark),
+            (key, Mark { lane: 9, ..mark }),
+            (key, Mark { seq: 9, ..mark }),
+            (key, Mark { lane: 4, seq: 3 }),
+        ];
+        let sums: BTreeSet<i64> =
+            others.into_iter().chain([(key, mark)]).map(|(key, mark)| mark_sum(key, mark)).collect();
         assert_eq!(sums.len(), others.len() + 1);
     }
 

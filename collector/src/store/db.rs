@@ -9,7 +9,7 @@ use super::recent::News;
 use super::{salvage, segments};
 use crate::ingest::session::{Arrival, Committed, Received};
 use anyhow::{Context, bail};
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use vidette_protocol::id::{AgentId, Class};
@@ -301,8 +301,12 @@ impl Group<'_> {
         let repeated = (stored + 1).saturating_sub(arrival.first_seq);
         let repeated = usize::try_from(repeated).unwrap_or(usize::MAX);
         self.rows(arrival, lane, repeated)?;
-        self.db.prepare_cached("UPDATE lane SET seq = ? WHERE lane = ?")?.execute(params![last, lane])?;
-        self.moved.insert(key, Mark { lane, seq: last });
+        let mark = Mark { lane, seq: last };
+        let sum = damage::mark_sum(key, mark);
+        self.db
+            .prepare_cached("UPDATE lane SET seq = ?, sum = ? WHERE lane = ?")?
+            .execute(params![last, sum, lane])?;
+        self.moved.insert(key, mark);
         Ok(Committed::Durable(last))
     }
 
@@ -411,7 +415,7 @@ fn repair(
             break;
         }
     }
-    let saved = salvage::read(&aside);
+    let saved = salvage::read(&aside, &marks);
     merge(&mut marks, saved.marks);
     let highest = saved.rows.last().map_or(0, |row| row.id);
     let next =
@@ -461,26 +465,79 @@ fn fill(db: &Connection, day: &DayFile, first_id: u64, next_id: u64, marks: &Mar
 
 fn insert_lane(db: &Connection, key: LaneKey, mark: Mark) -> rusqlite::Result<()> {
     let (agent, epoch, class) = key;
-    let sql = "INSERT INTO lane (lane, agent, epoch, class, seq) VALUES (?, ?, ?, ?, ?)";
+    let sql = "INSERT INTO lane (lane, agent, epoch, class, seq, sum) VALUES (?, ?, ?, ?, ?, ?)";
+    let sum = damage::mark_sum(key, mark);
     db.prepare_cached(sql)?
-        .execute(params![mark.lane, agent.0, epoch.cast_signed(), class.to_wire(), mark.seq])
+        .execute(params![mark.lane, agent.0, epoch.cast_signed(), class.to_wire(), mark.seq, sum])
         .map(drop)
 }
 
 /// All marks of a file.
 ///
 /// # Errors
-/// SQLite's, or of a value that makes no sense.
+/// SQLite's, or of a value that makes no sense or does not fit its sum.
 pub(super) fn load_marks(db: &Connection) -> rusqlite::Result<Marks> {
-    let mut select = db.prepare("SELECT lane, agent, epoch, class, seq FROM lane")?;
-    let rows = select.query_map([], |row| {
-        let class: i32 = row.get(3)?;
-        let class =
-            Class::from_wire(class).ok_or(rusqlite::Error::IntegralValueOutOfRange(3, class.into()))?;
-        let key = (AgentId(row.get(1)?), row.get::<_, i64>(2)?.cast_unsigned(), class);
-        Ok((key, Mark { lane: row.get(0)?, seq: row.get(4)? }))
+    let mut marks = Marks::new();
+    for_each_lane(db, |read| {
+        let (key, mark, fits) = read?;
+        // The same error as SQLite's own for a value that can't be: `file::is_damage` knows it.
+        let unfit = rusqlite::Error::IntegralValueOutOfRange(4, mark.seq.cast_signed());
+        if !fits {
+            return Err(unfit);
+        }
+        marks.insert(key, mark);
+        Ok(())
     })?;
-    rows.collect()
+    Ok(marks)
+}
+
+/// What can be read of the lanes of a damaged file: those in order with their marks. One that does not fit its sum only
+/// says whose its number may be; rows that it is right about fit their own sums, and give it its mark.
+pub(super) fn salvage_marks(db: &Connection) -> Marks {
+    let (mut marks, mut doubted) = (Marks::new(), Vec::new());
+    // What can't be read is not there.
+    let _ = for_each_lane(db, |read| {
+        match read {
+            Ok((key, mark, true)) => {
+                marks.insert(key, mark);
+            }
+            Ok((key, mark, false)) => doubted.push((key, Mark { seq: 0, ..mark })),
+            Err(_) => {}
+        }
+        Ok(())
+    });
+    for (key, mark) in doubted {
+        if marks.values().all(|known| known.lane != mark.lane) {
+            marks.entry(key).or_insert(mark);
+        }
+    }
+    marks
+}
+
+/// A lane, and whether it fits its sum.
+type Lane = (LaneKey, Mark, bool);
+
+fn for_each_lane(
+    db: &Connection,
+    mut each: impl FnMut(rusqlite::Result<Lane>) -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
+    let is_summed = file::version(db)? >= file::SUMMED_SINCE;
+    let sum = if is_summed { "sum" } else { "NULL" };
+    let mut select = db.prepare(&format!("SELECT lane, agent, epoch, class, seq, {sum} FROM lane"))?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        each(lane(row, is_summed))?;
+    }
+    Ok(())
+}
+
+fn lane(row: &Row<'_>, is_summed: bool) -> rusqlite::Result<Lane> {
+    let class: i32 = row.get(3)?;
+    let class = Class::from_wire(class).ok_or(rusqlite::Error::IntegralValueOutOfRange(3, class.into()))?;
+    let key = (AgentId(row.get(1)?), row.get::<_, i64>(2)?.cast_unsigned(), class);
+    let mark = Mark { lane: row.get(0)?, seq: row.get(4)? };
+    let fits = !is_summed || row.get::<_, i64>(5)? == damage::mark_sum(key, mark);
+    Ok((key, mark, fits))
 }
 
 /// The next id after everything in a file.

@@ -20,7 +20,7 @@ const ROWS_MAX: usize = 2_000_000;
 /// What was found.
 #[derive(Debug, Default)]
 pub struct Saved {
-    /// Marks, when their table could be read.
+    /// Marks that fit their sums, and others as far as rows show them.
     pub marks: Marks,
     /// Rows by id.
     pub rows: Vec<SavedRow>,
@@ -61,12 +61,14 @@ impl SavedRow {
     }
 }
 
-/// Reads both tables from both ends. Never fails: what can't be read is not there.
+/// Reads both tables from both ends. Never fails: what can't be read is not there. `known` are lanes as others have them:
+/// a lane has one number in all files.
 #[must_use]
-pub fn read(path: &Path) -> Saved {
+pub fn read(path: &Path, known: &Marks) -> Saved {
     let Ok(connection) = file::open_to_read(path) else { return Saved::default() };
-    let marks = db::load_marks(&connection).unwrap_or_default();
-    let sums = lane_sums(&marks);
+    let mut marks = db::salvage_marks(&connection);
+    let mut sums = lane_sums(&marks);
+    sums.extend(lane_sums(known));
     let mut rows = BTreeMap::new();
     for class in Class::ALL {
         for direction in ["ASC", "DESC"] {
@@ -85,6 +87,8 @@ pub fn read(path: &Path) -> Saved {
         }
         follows
     });
+    raise(&mut marks, &rows);
+    marks.retain(|_, mark| mark.seq > 0); // a lane that no row knows, and nobody else does
     Saved { marks, rows }
 }
 

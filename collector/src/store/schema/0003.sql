@@ -16,6 +16,7 @@ CREATE TABLE lane (
     epoch INTEGER NOT NULL,             -- 64 bits, read as signed
     class INTEGER NOT NULL,
     seq   INTEGER NOT NULL,
+    sum   INTEGER NOT NULL,             -- of all columns: a mark that went up would let events be taken for stored
     UNIQUE (agent, epoch, class)
 );
 

@@ -293,6 +293,12 @@ fn whoever_may_not_read_a_process_is_told_so() {
     let error = String::from_utf8_lossy(&absent.stderr);
     assert_eq!(absent.status.code(), Some(2), "{error}");
     assert!(error.contains("process 4194305: there is none"), "{error}");
+    // Programs hear of it where they hear of the others.
+    let absent = place.scan(&["--pid", "4194305", "--json"]);
+    let said: serde_json::Value = serde_json::from_slice(&absent.stdout).unwrap();
+    assert_eq!((absent.status.code(), said["process.pid"].as_u64()), (Some(2), Some(4_194_305)), "{said}");
+    let message = "memory of process 4194305 could not be scanned: there is no such process";
+    assert_eq!(said["message"], message, "{said}");
 }
 
 #[test]

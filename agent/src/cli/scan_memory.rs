@@ -206,7 +206,8 @@ impl Scan {
         if self.named && !memory::is_there(pid) {
             self.totals.absent += 1;
             self.say(&format!("could not scan process {pid}: there is none"));
-            return Ok(());
+            let absent = Report::absent(pid, self.engine.pool().rules_version());
+            return if self.json { self.show(&absent) } else { Ok(()) };
         }
         let (progress, count, matched) = (self.progress.clone(), self.count, self.totals.matched);
         let (mut bytes, mut outputs) = (self.totals.bytes, Vec::new());

@@ -62,6 +62,9 @@ fn memory_of(region: &wire::MemoryRegion, process: Option<&wire::Process>) -> St
 
 fn who(process: &wire::Process) -> String {
     let name = if process.executable.is_empty() { &process.name } else { &process.executable };
+    if name.is_empty() {
+        return format!("process {}", process.pid);
+    }
     format!("{} (pid {})", terminal(name), process.pid)
 }
 

@@ -54,16 +54,17 @@ async fn run(sizes: &Sizes, identities: &Identities) -> anyhow::Result<()> {
     let each =
         |bytes: u64| format!("{:.1}", (bytes.saturating_sub(memory)) as f64 / 1024.0 / sizes.agents as f64);
     table.row("memory of the collector an agent, KiB", &each(memory_bytes(pid)), "at most 40");
-    eprintln!("  idle for {} s", sizes.idle_s);
-    let (cpu, own, idle) = (cpu_s(pid)?, own_cpu_s(), Instant::now());
-    tokio::time::sleep(Duration::from_secs(sizes.idle_s)).await;
-    let share = |spent: f64| format!("{:.1}", 100.0 * spent / idle.elapsed().as_secs_f64());
-    table.row(
-        &format!("CPU with keep-alives, one in {TALKER_EVERY} talking twice a second, % of a core"),
-        &share(cpu_s(pid)? - cpu),
-        "at most 5",
-    );
-    table.row("CPU of all agents meanwhile, % of a core", &share(own_cpu_s() - own), "");
+    let talking = format!("and one in {TALKER_EVERY} talking twice a second");
+    for (quiet, what, goal) in [(true, "alone", "at most 5"), (false, talking.as_str(), "")] {
+        board.quiet.store(quiet, Ordering::Relaxed);
+        eprintln!("  idle for {} s", sizes.idle_s);
+        let (cpu, own, idle) = (cpu_s(pid)?, own_cpu_s(), Instant::now());
+        tokio::time::sleep(Duration::from_secs(sizes.idle_s)).await;
+        let share = |spent: f64| format!("{:.1}", 100.0 * spent / idle.elapsed().as_secs_f64());
+        let (cpu, own) = (share(cpu_s(pid)? - cpu), share(own_cpu_s() - own));
+        table.row(&format!("CPU with keep-alives {what}, % of a core"), &cpu, goal);
+        table.row("CPU of all agents meanwhile, % of a core", &own, "");
+    }
     table.row("memory an agent after it, KiB", &each(memory_bytes(pid)), "at most 40");
 
     eprintln!("  the collector is stopped and started");

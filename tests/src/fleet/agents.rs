@@ -12,7 +12,7 @@ use quinn::{
 };
 use rustix::net::sockopt;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
@@ -56,6 +56,8 @@ pub struct Board {
     pub reason: Mutex<String>,
     /// When agents noticed that their connection was gone, and whether they were talking.
     pub noticed: Mutex<Vec<(bool, Instant)>>,
+    /// Nobody talks while this is set.
+    pub quiet: AtomicBool,
 }
 
 /// One agent's session.
@@ -162,7 +164,7 @@ impl Swarm {
         };
         backoff.succeeded();
         board.up.fetch_add(1, Ordering::Relaxed);
-        let end = session.rest(talk).await;
+        let end = session.rest(talk, &board.quiet).await;
         board.up.fetch_sub(1, Ordering::Relaxed);
         let noticed = (talk.is_some(), Instant::now());
         board.noticed.lock().unwrap_or_else(PoisonError::into_inner).push(noticed);
@@ -220,13 +222,16 @@ impl Session {
     }
 
     /// Waits for the end, saying how it is now and then.
-    async fn rest(&mut self, talk: Option<Duration>) -> ConnectionError {
+    async fn rest(&mut self, talk: Option<Duration>, quiet: &AtomicBool) -> ConnectionError {
         let connection = self.connection.clone();
         let Some(every) = talk else { return connection.closed().await };
         loop {
             tokio::select! {
                 end = connection.closed() => return end,
                 () = tokio::time::sleep(every) => {}
+            }
+            if quiet.load(Ordering::Relaxed) {
+                continue;
             }
             if self.say(to_collector::Message::Status(wire::Status::default())).await.is_err() {
                 return connection.closed().await;

@@ -16,7 +16,7 @@ use quinn::udp::{Transmit, UdpSocketState};
 use ring::hmac;
 use rustix::fs::{FileType, Mode, OFlags};
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -38,8 +38,10 @@ const WAITING_MAX: usize = 4096;
 /// A reset: bits that look like any packet, then the token (RFC 9000 section 10.3).
 const RESET_BYTES: usize = 43;
 const TOKEN_BYTES: usize = 16;
-/// So many are told at a time, so that neither the network nor this host's own buffers lose them.
-const BURST: usize = 250;
+/// So many are told at a time, so that the network does not lose them; fewer take longer, because the first that hear it keep
+/// this host busy with their handshakes.
+const BURST: usize = 1000;
+/// Between two bursts, and when this host's own buffer is full.
 const BURST_EVERY: Duration = Duration::from_millis(5);
 /// Everybody is told twice: datagrams get lost.
 const ROUNDS: usize = 2;
@@ -304,10 +306,17 @@ pub(super) fn tell(
                     std::thread::sleep(ROUND_EVERY);
                 }
                 for burst in orphans.chunks(BURST) {
-                    if is_over.load(Ordering::Relaxed) {
-                        return;
+                    for Orphan { trace, .. } in burst {
+                        if is_over.load(Ordering::Relaxed) {
+                            return;
+                        }
+                        let sent = send(&sender, &socket, &key, trace);
+                        if sent.is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
+                            std::thread::sleep(BURST_EVERY);
+                            // Who can't be reached now is told in the next round, or asks.
+                            let _ = send(&sender, &socket, &key, trace);
+                        }
                     }
-                    burst.iter().for_each(|orphan| send(&sender, &socket, &key, &orphan.trace));
                     std::thread::sleep(BURST_EVERY);
                 }
             }
@@ -318,7 +327,7 @@ pub(super) fn tell(
     Ok(telling)
 }
 
-fn send(sender: &UdpSocketState, socket: &UdpSocket, key: &hmac::Key, trace: &Trace) {
+fn send(sender: &UdpSocketState, socket: &UdpSocket, key: &hmac::Key, trace: &Trace) -> std::io::Result<()> {
     let transmit = Transmit {
         destination: trace.remote,
         ecn: None,
@@ -326,8 +335,7 @@ fn send(sender: &UdpSocketState, socket: &UdpSocket, key: &hmac::Key, trace: &Tr
         segment_size: None,
         src_ip: trace.local,
     };
-    // Who can't be reached now is told in the next round, or asks.
-    let _ = sender.try_send(socket.into(), &transmit);
+    sender.try_send(socket.into(), &transmit)
 }
 
 /// A stateless reset for a connection id (RFC 9000 section 10.3): whoever does not know the token sees a packet of 1-RTT.

@@ -51,7 +51,7 @@ fn every_evasion_ends_as_the_table_says() {
         let row = &ROWS[number];
         let delay = delay.map_or(String::new(), |delay| format!("{:.3} s", delay.as_secs_f64()));
         println!("{:<70} {:<9} {delay}", row.name, outcome.word());
-        if outcome != row.expected {
+        if outcome != row.expected && !row.by_chance {
             wrong.push(format!("{}: {} instead of {}", row.name, outcome.word(), row.expected.word()));
         }
         wrong.extend(failed.map(|status| format!("{}: the trick itself failed: {status}", row.name)));

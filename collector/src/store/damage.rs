@@ -67,6 +67,13 @@ pub(super) fn mark_sum(key: LaneKey, mark: Mark) -> i64 {
     beginning(&hasher)
 }
 
+/// Of the ids between which a file's rows are.
+pub(super) fn borders_sum(first_id: u64, next_id: u64) -> i64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&first_id.to_le_bytes()).update(&next_id.to_le_bytes());
+    beginning(&hasher)
+}
+
 fn beginning(hasher: &blake3::Hasher) -> i64 {
     let mut first = [0; 8];
     hasher.finalize_xof().fill(&mut first);

@@ -458,8 +458,9 @@ fn create(day: &DayFile, first_id: u64, marks: &Marks) -> anyhow::Result<Connect
 }
 
 fn fill(db: &Connection, day: &DayFile, first_id: u64, next_id: u64, marks: &Marks) -> rusqlite::Result<()> {
-    let sql = "INSERT INTO file (only, number, label, first_id, next_id) VALUES (1, ?, ?, ?, ?)";
-    db.execute(sql, params![day.number, day.label, first_id, next_id])?;
+    let sql = "INSERT INTO file (only, number, label, first_id, next_id, sum) VALUES (1, ?, ?, ?, ?, ?)";
+    let sum = damage::borders_sum(first_id, next_id);
+    db.execute(sql, params![day.number, day.label, first_id, next_id, sum])?;
     marks.iter().try_for_each(|(key, mark)| insert_lane(db, *key, *mark))
 }
 
@@ -480,10 +481,9 @@ pub(super) fn load_marks(db: &Connection) -> rusqlite::Result<Marks> {
     let mut marks = Marks::new();
     for_each_lane(db, |read| {
         let (key, mark, fits) = read?;
-        // The same error as SQLite's own for a value that can't be: `file::is_damage` knows it.
-        let unfit = rusqlite::Error::IntegralValueOutOfRange(4, mark.seq.cast_signed());
         if !fits {
-            return Err(unfit);
+            // As of a value that can't be: `file::is_damage` knows it.
+            return Err(rusqlite::Error::IntegralValueOutOfRange(4, mark.seq.cast_signed()));
         }
         marks.insert(key, mark);
         Ok(())
@@ -540,12 +540,29 @@ fn lane(row: &Row<'_>, is_summed: bool) -> rusqlite::Result<Lane> {
     Ok((key, mark, fits))
 }
 
+/// The first id that may be in a file, and the one from which on there is no hole.
+///
+/// # Errors
+/// SQLite's, or of ids that do not fit their sum.
+pub(super) fn borders(db: &Connection) -> rusqlite::Result<(u64, u64)> {
+    let is_summed = file::version(db)? >= file::SUMMED_SINCE;
+    let sql = format!("SELECT first_id, next_id, {} FROM file", if is_summed { "sum" } else { "NULL" });
+    db.query_row(&sql, [], |row| {
+        let (first_id, next_id): (u64, u64) = (row.get(0)?, row.get(1)?);
+        if is_summed && row.get::<_, i64>(2)? != damage::borders_sum(first_id, next_id) {
+            return Err(rusqlite::Error::IntegralValueOutOfRange(0, first_id.cast_signed()));
+        }
+        Ok((first_id, next_id))
+    })
+}
+
 /// The next id after everything in a file.
 ///
 /// # Errors
-/// SQLite's.
+/// As of [`borders`].
 pub(super) fn next_id(db: &Connection) -> rusqlite::Result<u64> {
-    let sql = "SELECT max((SELECT next_id FROM file), coalesce((SELECT max(id) FROM alert), 0) + 1,
+    let (_, next_id) = borders(db)?;
+    let sql = "SELECT max(?, coalesce((SELECT max(id) FROM alert), 0) + 1,
                coalesce((SELECT max(id) FROM telemetry), 0) + 1)";
-    db.query_row(sql, [], |row| row.get(0))
+    db.query_row(sql, [next_id], |row| row.get(0))
 }

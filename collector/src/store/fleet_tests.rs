@@ -247,11 +247,14 @@ fn make_older(path: &Path, schema: &str) {
     let older = rusqlite::Connection::open(path).unwrap();
     older.execute_batch(schema).unwrap();
     older.execute("ATTACH ? AS newer", [newer.to_str().unwrap()]).unwrap();
-    for table in ["file", "hole"] {
-        older.execute_batch(&format!("INSERT INTO {table} SELECT * FROM newer.{table}")).unwrap();
-    }
     let row = "id, lane, seq, received, happened, kind, severity, rules, body";
-    for (table, columns) in [("lane", "lane, agent, epoch, class, seq"), ("alert", row), ("telemetry", row)] {
+    for (table, columns) in [
+        ("file", "only, number, label, first_id, next_id"),
+        ("lane", "lane, agent, epoch, class, seq"),
+        ("hole", "*"),
+        ("alert", row),
+        ("telemetry", row),
+    ] {
         older.execute_batch(&format!("INSERT INTO {table} SELECT {columns} FROM newer.{table}")).unwrap();
     }
     older.execute_batch("DETACH newer").unwrap();

@@ -4,11 +4,11 @@
 //! reported and passed over.
 
 use super::damage::{self, Columns, Damage};
-use super::db::kind_number;
+use super::db::{self, kind_number};
 use super::file::{self, DayFile};
 use super::segments;
 use anyhow::Context;
-use rusqlite::types::{Value, ValueRef};
+use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, params_from_iter};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -249,15 +249,14 @@ impl Reader {
 impl Day {
     pub(super) fn open(path: &Path, damage: Arc<Damage>) -> rusqlite::Result<Self> {
         let connection = file::open_to_read(path)?;
-        let first_id = connection.query_row("SELECT first_id FROM file", [], |row| row.get(0))?;
+        let (first_id, _) = db::borders(&connection)?;
         let version = file::version(&connection)?;
         Ok(Self { connection, version, first_id, lanes: HashMap::new(), damage })
     }
 
     /// No id in it is below the first; from the second on it has every id that was given.
     pub(super) fn borders(&self) -> rusqlite::Result<(u64, u64)> {
-        let sql = "SELECT first_id, next_id FROM file";
-        self.connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))
+        db::borders(&self.connection)
     }
 
     pub(super) fn first_id(&self) -> u64 {
@@ -303,6 +302,7 @@ impl Day {
         limit: usize,
     ) -> rusqlite::Result<Vec<Stored>> {
         let Some((condition, values)) = self.condition(filter)? else { return Ok(Vec::new()) };
+        let is_summed = self.is_summed();
         let sql = format!(
             "SELECT {} FROM {} WHERE id BETWEEN {} AND {}{condition} ORDER BY id {direction} LIMIT {limit}",
             self.columns(),
@@ -313,7 +313,7 @@ impl Day {
         let found: Vec<(i64, Stored, Option<i64>)> = self
             .connection
             .prepare(&sql)?
-            .query_map(params_from_iter(values), |row| stored(row, class))?
+            .query_map(params_from_iter(values), |row| stored(row, class, is_summed))?
             .collect::<rusqlite::Result<_>>()?;
         // A damaged inner page leads to the same rows again.
         let is_ordered = if direction == "ASC" { u64::lt } else { u64::gt };
@@ -371,12 +371,13 @@ impl Day {
         condition: &str,
         values: &[Value],
     ) -> rusqlite::Result<Option<Stored>> {
+        let is_summed = self.is_summed();
         let sql = format!("SELECT {} FROM {} WHERE id = ?{condition}", self.columns(), class.name());
         let values = [Value::from(id.cast_signed())].into_iter().chain(values.iter().cloned());
         let found = self
             .connection
             .prepare_cached(&sql)?
-            .query_row(params_from_iter(values), |row| stored(row, class))
+            .query_row(params_from_iter(values), |row| stored(row, class, is_summed))
             .optional()?;
         found.map(|(lane, row, left)| self.named(lane, row, left)).transpose()
     }
@@ -400,12 +401,16 @@ impl Day {
         Ok(counts)
     }
 
+    fn is_summed(&self) -> bool {
+        self.version >= file::SUMMED_SINCE
+    }
+
     /// What [`stored`] reads.
     fn columns(&self) -> &'static str {
-        if self.version < file::SUMMED_SINCE {
-            "id, lane, seq, received, body, NULL, happened, kind, severity, rules"
-        } else {
+        if self.is_summed() {
             "id, lane, seq, received, body, sum, happened, kind, severity, rules"
+        } else {
+            "id, lane, seq, received, body, NULL, happened, kind, severity, rules"
         }
     }
 
@@ -504,17 +509,28 @@ pub(super) fn classes(filter: &Filter) -> Vec<Class> {
 
 /// A row and the number of its lane; and what is left of its sum without its columns, which [`damage::lane_sum`] has to
 /// be. `None` where rows have none.
-fn stored(row: &Row<'_>, class: Class) -> rusqlite::Result<(i64, Stored, Option<i64>)> {
-    // A number that was damaged may be below 0: its sum shows it, and it costs no other row.
-    let seq = row.get::<_, i64>(2)?.cast_unsigned();
-    let event = EventId { agent: AgentId([0; 16]), epoch: 0, class, seq };
-    let (lane, body) = (row.get(1)?, row.get(4)?);
-    let mut stored = Stored { id: row.get(0)?, event, received_unix_ns: row.get(3)?, body, damaged: false };
-    if row.get_ref(5)? == ValueRef::Null {
+///
+/// What was damaged may be below 0, or of another type: that costs its own row and no other.
+fn stored(row: &Row<'_>, class: Class, is_summed: bool) -> rusqlite::Result<(i64, Stored, Option<i64>)> {
+    let number = |index: usize| row.get::<_, i64>(index).ok();
+    let (lane, seq, received) = (number(1), number(2), number(3));
+    // A text has the same bytes.
+    let body = row.get_ref(4)?.as_bytes_or_null().ok().flatten();
+    let damaged = [lane, seq, received].contains(&None) || body.is_none();
+    let seq = seq.unwrap_or(0).cast_unsigned();
+    let mut stored = Stored {
+        id: row.get(0)?,
+        event: EventId { agent: AgentId([0; 16]), epoch: 0, class, seq },
+        received_unix_ns: received.unwrap_or(0),
+        body: body.unwrap_or_default().to_vec(),
+        damaged,
+    };
+    let lane = lane.unwrap_or(0);
+    if !is_summed {
         return Ok((lane, stored, None));
     }
-    let left = left_of_sum(row, class, lane, &stored).ok();
-    stored.damaged = left.is_none(); // a column of another type fits nothing
+    let left = if damaged { None } else { left_of_sum(row, class, lane, &stored).ok() };
+    stored.damaged = left.is_none();
     Ok((lane, stored, left))
 }
 

@@ -5,7 +5,8 @@ CREATE TABLE file (
     number   INTEGER NOT NULL,          -- running number, in the file's name too
     label    TEXT NOT NULL,             -- the day it was begun, YYYYMMDD, UTC
     first_id INTEGER NOT NULL,          -- every id in this file is this or above, every id before it below
-    next_id  INTEGER NOT NULL           -- no id below this was free when the file was made
+    next_id  INTEGER NOT NULL,          -- no id below this was free when the file was made
+    sum      INTEGER NOT NULL           -- of both ids: a wrong one would hide events
 );
 
 -- Who sent what: a lane is one class of one outbox of one agent. `seq` is the high-water mark: everything

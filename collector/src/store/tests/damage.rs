@@ -285,13 +285,60 @@ fn a_damaged_lane_of_the_only_day_costs_at_most_its_own_rows() {
     assert!(whole > lost);
 }
 
-/// Where the cells of the lanes' table are: its root is page 3, and they are at its end.
+/// The ids between which a day's rows are, in the newest day and in the one before.
+#[test]
+fn damaged_borders_of_a_day_are_noticed() {
+    let original = original();
+    for (day, (_, whole)) in original.days.iter().enumerate() {
+        for offset in cells(whole, 2) {
+            for flip in FLIPS {
+                let mut bytes = whole.clone();
+                bytes[offset] ^= flip;
+                survive(
+                    &original,
+                    day,
+                    &bytes,
+                    &format!("day {day}, borders, byte {offset}, flip {flip:#x}"),
+                );
+            }
+        }
+    }
+}
+
+/// A bit in a row's header makes a text of its body: the same bytes, and no reason to pass over the day.
+#[test]
+fn a_body_of_another_type_hides_no_other_row() {
+    let original = original();
+    let (number, (_, whole)) = original.days.iter().enumerate().next_back().unwrap();
+    let mut random = rand::rngs::StdRng::seed_from_u64(1);
+    let has_rows = |page: &usize| whole[*page] == 13 && cells_at(whole, *page) < PAGE;
+    for page in (3 * PAGE..whole.len()).step_by(PAGE).filter(has_rows) {
+        for _ in 0..40 {
+            let offset = page + random.random_range(cells_at(whole, page)..PAGE);
+            let mut bytes = whole.clone();
+            bytes[offset] ^= 1;
+            survive(&original, number, &bytes, &format!("day {number}, byte {offset}, its lowest bit"));
+        }
+    }
+}
+
+/// Where the cells of the lanes' table are.
 fn lanes(day: &[u8]) -> std::ops::Range<usize> {
-    let page = 2 * PAGE;
+    cells(day, 3)
+}
+
+/// Where the cells of a small table are: its root is this page, and they are at its end.
+fn cells(day: &[u8], root: usize) -> std::ops::Range<usize> {
+    let page = (root - 1) * PAGE;
     assert_eq!(day[page], 13, "a leaf of a table");
-    let content = usize::from(u16::from_be_bytes([day[page + 5], day[page + 6]]));
-    assert!((3000..4000).contains(&content), "{content}");
+    let content = cells_at(day, page);
+    assert!((3000..PAGE).contains(&content), "{content}");
     page + content..page + PAGE
+}
+
+/// Where in a page its cells begin.
+fn cells_at(day: &[u8], page: usize) -> usize {
+    usize::from(u16::from_be_bytes([day[page + 5], day[page + 6]]))
 }
 
 /// An id in an inner page that is another one: reading on finds every row, a search goes the wrong way. A check says so.

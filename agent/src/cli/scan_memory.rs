@@ -206,7 +206,8 @@ impl Scan {
         if self.named && !memory::is_there(pid) {
             self.totals.absent += 1;
             self.say(&format!("could not scan process {pid}: there is none"));
-            let absent = Report::absent(pid, self.engine.pool().rules_version());
+            let how = How::Failed("there is no such process".to_owned());
+            let absent = Report::unread(pid, how, self.engine.pool().rules_version());
             return if self.json { self.show(&absent) } else { Ok(()) };
         }
         let (progress, count, matched) = (self.progress.clone(), self.count, self.totals.matched);

@@ -36,8 +36,8 @@ const IDLE_MS_MAX: u32 = 60_000;
 const INCOMING_MAX: usize = 4096;
 /// What they may have sent by then, all together. Bytes.
 const INCOMING_BYTES_MAX: u64 = 16 << 20;
-/// The first datagrams of 10,000 agents that come at once; the system counts twice as much for each as it holds. With less the socket
-/// drops them, and who lost some begins anew only after many seconds. Bytes.
+/// For a fleet that comes at once: what the socket drops then is sent again late, and an agent that lost much begins anew only after
+/// many seconds. With less acks take seconds under load, too. Bytes.
 const SOCKET_BUFFER_BYTES: usize = 16 << 20;
 /// What is read from a stream at a time. Bytes.
 const READ_BYTES_MAX: usize = 64 << 10;

@@ -63,6 +63,22 @@ pub struct Report {
     pub rules_version: String,
 }
 
+impl Report {
+    /// Of a process that nothing was read of yet, or can be, with nothing but its number.
+    #[must_use]
+    pub fn unread(pid: u32, how: How, rules_version: &str) -> Self {
+        Self {
+            process: wire::Process { pid, ..Default::default() },
+            how,
+            tally: Tally::default(),
+            findings: Vec::new(),
+            findings_left_out: 0,
+            unscanned: None,
+            rules_version: rules_version.to_owned(),
+        }
+    }
+}
+
 /// What happens meanwhile.
 #[derive(Debug)]
 pub enum Meanwhile {
@@ -220,15 +236,7 @@ fn start(order: Order) -> std::io::Result<(Receiver<Said>, Arc<AtomicBool>)> {
 
 impl Looking {
     fn new(pid: u32, rules_version: &str) -> Self {
-        let report = Report {
-            process: wire::Process { pid, ..Default::default() },
-            how: How::Gone,
-            tally: Tally::default(),
-            findings: Vec::new(),
-            findings_left_out: 0,
-            unscanned: None,
-            rules_version: rules_version.to_owned(),
-        };
+        let report = Report::unread(pid, How::Gone, rules_version);
         Self { report, in_flight: HashMap::new(), ended: false }
     }
 

@@ -3,8 +3,8 @@
 //! A detection for each mapping in which something matched, or whose scan did not end well: without a file, with the
 //! process and the mapping. Severity as for files.
 
+use super::How;
 use super::engine::Report;
-use super::{How, Tally};
 use crate::detection::events::{Item, Looked, What};
 use crate::host::{Host, Moment};
 use crate::worker::clip;
@@ -12,20 +12,6 @@ use vidette_protocol::limits::TEXT_BYTES_MAX;
 use vidette_protocol::wire::{self, Trigger, Verdict, event::Kind};
 
 impl Report {
-    /// Of a process that is not there, for those who asked for it by its number.
-    #[must_use]
-    pub fn absent(pid: u32, rules_version: &str) -> Self {
-        Self {
-            process: wire::Process { pid, ..Default::default() },
-            how: How::Failed("there is no such process".to_owned()),
-            tally: Tally::default(),
-            findings: Vec::new(),
-            findings_left_out: 0,
-            unscanned: None,
-            rules_version: rules_version.to_owned(),
-        }
-    }
-
     /// Something matched.
     #[must_use]
     pub fn has_matched(&self) -> bool {
@@ -105,6 +91,7 @@ impl Report {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::Tally;
     use super::super::engine::Finding;
     use super::*;
 

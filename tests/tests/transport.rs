@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vidette_agent::host::Host;
 use vidette_agent::transport::{self, Credentials};
@@ -157,7 +159,7 @@ fn every_refusal_of_a_join_has_its_own_words_and_stores_nothing() {
     assert!(collector.identity.revoke_token(&info.id).unwrap());
     let other = Collector::start();
     let wrong_pin = Invitation { pin: other.identity.pin(), ..collector.invite() };
-    let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let nobody = UdpSocket::bind("127.0.0.1:0").unwrap();
     let port = nobody.local_addr().unwrap().port();
     let unreachable =
         Invitation { address: Address { host: "127.0.0.1".into(), port }, ..collector.invite() };
@@ -308,6 +310,65 @@ fn superseded(collector: &Collector) -> (AgentId, Papers) {
     (agent, papers)
 }
 
+/// Datagrams of one client to the collector, and back until it is cut. Dropping it ends its threads.
+struct Relay {
+    address: SocketAddr,
+    is_cut: Arc<AtomicBool>,
+    is_over: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Relay {
+    fn start(collector: SocketAddr) -> Self {
+        let [near, far] = [(); 2].map(|()| {
+            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            // How often it looks whether it is over.
+            socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+            Arc::new(socket)
+        });
+        let address = near.local_addr().unwrap();
+        let (is_cut, is_over) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let client = Arc::new(OnceLock::new());
+        let there = {
+            let (near, far, is_over, client) = (near.clone(), far.clone(), is_over.clone(), client.clone());
+            std::thread::spawn(move || {
+                let mut datagram = [0; 65_535];
+                while !is_over.load(Ordering::SeqCst) {
+                    if let Ok((length, from)) = near.recv_from(&mut datagram) {
+                        client.get_or_init(|| from);
+                        // The collector may be gone by then; a datagram may always be lost.
+                        let _ = far.send_to(&datagram[..length], collector);
+                    }
+                }
+            })
+        };
+        let back = {
+            let (is_cut, is_over) = (is_cut.clone(), is_over.clone());
+            std::thread::spawn(move || {
+                let mut datagram = [0; 65_535];
+                while !is_over.load(Ordering::SeqCst) {
+                    if let Ok(length) = far.recv(&mut datagram)
+                        && !is_cut.load(Ordering::SeqCst)
+                        && let Some(client) = client.get()
+                    {
+                        let _ = near.send_to(&datagram[..length], client);
+                    }
+                }
+            })
+        };
+        Self { address, is_cut, is_over, threads: vec![there, back] }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
 #[test]
 fn a_superseded_certificate_is_an_alarm_only_while_somebody_is_there() {
     let collector = Collector::start();
@@ -315,30 +376,31 @@ fn a_superseded_certificate_is_an_alarm_only_while_somebody_is_there() {
     let hello = wire::Hello { protocol: 1, epoch: 1, ..Default::default() };
     let message = Some(wire::to_collector::Message::Hello(hello));
     let hello = vidette_protocol::frame::encode(&wire::ToCollector { message });
-    let greet = async |alpn| {
-        let papers = Papers(certificate.clone(), key.clone_key());
-        let connection = dial(collector.address(), &collector.identity, Some(papers), alpn).await;
-        let (mut send, receive) = connection.open_bi().await.unwrap();
+    // A late connection of an agent that has renewed since: its Hello arrives, and nobody is there any more to answer.
+    let relay = Relay::start(collector.address());
+    let papers = Papers(certificate.clone(), key.clone_key());
+    let kept = collector.runtime.block_on(dial(relay.address, &collector.identity, Some(papers), ALPN));
+    eventually("it is there", || collector.fleet.connected() == 1);
+    relay.is_cut.store(true, Ordering::SeqCst);
+    let speaks = async {
+        let (mut send, receive) = kept.open_bi().await.unwrap();
         send.write_all(&hello).await.unwrap();
-        (connection, send, receive)
+        (send, receive)
     };
-    // A late connection of an agent that has renewed since: it has said Hello, and nobody is there any more.
-    let gone = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let kept = gone.block_on(async {
-        let kept = greet(ALPN).await;
-        for _ in 0..20 {
-            tokio::task::yield_now().await;
-        }
-        kept
-    });
-    eventually("it was there", || {
-        collector.fleet.member(agent).is_some_and(|member| member.hello.is_none() && member.connections == 1)
-    });
+    let streams = collector.runtime.block_on(speaks);
+    // Its repeated Hello keeps the connection from being idle: what ends it is that it was asked.
     eventually("it is gone", || collector.fleet.connected() == 0);
+    assert!(collector.fleet.member(agent).is_some_and(|member| member.hello.is_none()));
     assert_eq!(collector.identity.standing(agent).unwrap(), Standing::Good);
-    drop((kept, gone));
+    drop((streams, kept));
     // And a copy.
-    let (code, reason) = collector.runtime.block_on(async { end(&greet(ALPN).await.0).await });
+    let papers = Papers(certificate.clone(), key.clone_key());
+    let (code, reason) = collector.runtime.block_on(async {
+        let connection = dial(collector.address(), &collector.identity, Some(papers), ALPN).await;
+        let (mut send, _receive) = connection.open_bi().await.unwrap();
+        send.write_all(&hello).await.unwrap();
+        end(&connection).await
+    });
     assert_eq!(code, wire::RefuseCode::Cloned as u64, "{reason}");
     assert_eq!(collector.identity.standing(agent).unwrap(), Standing::Cloned);
     let papers = Papers(certificate.clone(), key.clone_key());

@@ -403,6 +403,7 @@ impl Facts {
                 took_ms: detection.sweep.took_ms,
                 began_unix_s: detection.sweep.began_unix_ns / 1_000_000_000,
                 finished_unix_s: detection.sweep.finished_unix_ns / 1_000_000_000,
+                next_unix_s: detection.sweep.next_unix_ns / 1_000_000_000,
                 sweeps: detection.sweep.sweeps,
             },
             counters: self.counters.all().into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),

@@ -158,6 +158,9 @@ pub struct Sweep {
     pub began_unix_s: i64,
     /// When the last whole one ended, Unix seconds; 0 for never.
     pub finished_unix_s: i64,
+    /// When the next one is to begin, Unix seconds; 0 while one goes on, and when none is to come by time.
+    #[serde(default)]
+    pub next_unix_s: i64,
     /// Sweeps that ended since the agent's start.
     pub sweeps: u64,
 }

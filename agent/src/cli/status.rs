@@ -152,9 +152,15 @@ fn sweep(sweep: &Sweep) -> String {
             time(sweep.began_unix_s)
         );
     }
+    let next = match sweep.next_unix_s {
+        0 => String::new(),
+        at => format!("; the next at {}", time(at)),
+    };
     match sweep.began_unix_s {
-        0 => last,
-        _ => format!("{last}; {files} files in {seconds:.1} s, {known} known to be clean, {matched} matched"),
+        0 => format!("{last}{next}"),
+        _ => format!(
+            "{last}; {files} files in {seconds:.1} s, {known} known to be clean, {matched} matched{next}"
+        ),
     }
 }
 

@@ -116,6 +116,8 @@ pub struct Snapshot {
     pub began_unix_ns: i64,
     /// When the last whole one ended. Unix nanoseconds; 0 for never.
     pub finished_unix_ns: i64,
+    /// When the next one is to begin. Unix nanoseconds; 0 while one goes on, and when none is to come by time.
+    pub next_unix_ns: i64,
     /// Sweeps that ended, whole or not, since the start.
     pub sweeps: u64,
 }
@@ -270,7 +272,11 @@ impl Thread {
                     last = ended.ok().flatten().or(last);
                     continue;
                 }
-                Err(pause) => pause,
+                Err(wait) => {
+                    let next = wait.map_or(0, |wait| after(Moment::now().unix_ns, wait));
+                    lock(&self.desk).shown.next_unix_ns = next;
+                    wait.unwrap_or(SLEEP_MAX).min(SLEEP_MAX)
+                }
             };
             match woken.recv_timeout(pause) {
                 Ok(()) | Err(RecvTimeoutError::Timeout) => {}
@@ -283,15 +289,15 @@ impl Thread {
         self.setup.plan.jitter_max.mul_f64(rand::random::<f64>())
     }
 
-    /// What to sweep with now, or how long to wait.
+    /// What to sweep with now, or how long until then; `None` when no time brings it.
     fn next(
         &self,
         last: Option<&Last>,
         jitter: Duration,
         not_before: Option<Instant>,
-    ) -> Result<Against, Duration> {
+    ) -> Result<Against, Option<Duration>> {
         let mut desk = lock(&self.desk);
-        let Some(against) = desk.against.clone() else { return Err(SLEEP_MAX) };
+        let Some(against) = desk.against.clone() else { return Err(None) };
         if std::mem::take(&mut desk.wished) {
             return Ok(against);
         }
@@ -299,7 +305,7 @@ impl Thread {
         if let Some(wait) = not_before.map(|at| at.saturating_duration_since(Instant::now()))
             && !wait.is_zero()
         {
-            return Err(wait.min(SLEEP_MAX));
+            return Err(Some(wait));
         }
         let plan = &self.setup.plan;
         let every_ns = plan.every.map_or(0, |every| i64::try_from(every.as_nanos()).unwrap_or(i64::MAX));
@@ -307,11 +313,11 @@ impl Thread {
         let Some(due) =
             calendar::due(last, &against.version(), every_ns, plan.after_rules_change, now.unix_ns)
         else {
-            return Err(SLEEP_MAX);
+            return Err(None);
         };
         let wait = u64::try_from(due.saturating_sub(now.unix_ns)).unwrap_or(0);
         let wait = Duration::from_nanos(wait).max(self.left_of(jitter));
-        if wait.is_zero() { Ok(against) } else { Err(wait.min(SLEEP_MAX)) }
+        if wait.is_zero() { Ok(against) } else { Err(Some(wait)) }
     }
 
     /// What is left of a random wait that begins with the agent or with the end of the last sweep.
@@ -341,6 +347,7 @@ impl Thread {
             let figures = engine.figures();
             let mut desk = lock(&self.desk);
             desk.running = Some((gate.clone(), figures.clone(), began));
+            desk.shown.next_unix_ns = 0;
             (desk.shown.began_unix_ns, desk.shown.scanned, desk.shown.matched) = (began_at.unix_ns, 0, 0);
             drop(desk);
             let ended = engine.run(&self.paths(), &mut |said| self.said(said, &mut report));
@@ -481,6 +488,10 @@ impl Report {
         }
         text
     }
+}
+
+fn after(unix_ns: i64, wait: Duration) -> i64 {
+    unix_ns.saturating_add(i64::try_from(wait.as_nanos()).unwrap_or(i64::MAX))
 }
 
 fn milliseconds(time: Duration) -> u64 {

@@ -8,6 +8,7 @@ mod settings;
 
 use self::settings::{detection_config, sensors_config};
 use crate::config::{Config, Sweep};
+use crate::detection::reload::Reloader;
 use crate::detection::verdicts::Place;
 use crate::detection::{self, Detection, EVENTS_QUEUE_MAX, mark};
 use crate::folder;
@@ -15,7 +16,7 @@ use crate::host::{Host, Moment};
 use crate::outbox::{self, Outbox};
 use crate::progress::Waiting;
 use crate::sensors::{self, OBSERVATIONS_QUEUE_MAX, Observation, Sensors};
-use crate::status::{self, Report};
+use crate::status::{self, Deeds, Report};
 use crate::stop::{self, Stop};
 use crate::tamper::Told;
 use crate::tamper::asked;
@@ -101,7 +102,7 @@ pub fn run(config: &Config, stop: &Stop) -> anyhow::Result<()> {
         Arc::new(move || hello.hello()),
         local_stop.clone(),
     )?;
-    let answers = answer(facts, &transport, config.state.clone(), local_stop.clone())?;
+    let answers = answer(facts, detection.reloader(), &transport, config.state.clone(), local_stop.clone())?;
     let joining = transport::invited::start(config.state.clone(), host.clone(), local_stop)?;
 
     let mut stages = Stages { counters, detection, outbox, transport, watched, answers, joining };
@@ -408,6 +409,13 @@ impl Facts {
             },
             counters: self.counters.all().into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
             equations: self.counters.equations(),
+            reload: status::Reload {
+                asked: 0,
+                rules: detection.reloads.rules,
+                hashes: detection.reloads.hashes,
+                rules_refused: detection.reloads.rules_refused,
+                hashes_refused: detection.reloads.hashes_refused,
+            },
         }
     }
 
@@ -446,19 +454,40 @@ fn words(state: &State) -> (&'static str, String) {
     }
 }
 
-/// Answers `vidette-agent status` and `renew` on a thread of its own.
+/// Answers `vidette-agent status`, `renew` and `reload` on a thread of its own.
 fn answer(
     facts: Facts,
+    reloader: Reloader,
     transport: &Transport,
     folder: PathBuf,
     stop: Stop,
 ) -> anyhow::Result<JoinHandle<()>> {
     let socket = status::listen(&folder)?;
-    let (state, identity): (watch::Receiver<State>, _) = (transport.state(), transport.identity());
-    Ok(std::thread::Builder::new().name("status".into()).spawn(move || {
-        let report = || facts.report(&state.borrow().clone(), &identity);
-        status::serve(&socket, &folder, &stop, report, || identity.renew_now());
-    })?)
+    let answers = Answers { facts, reloader, transport: transport.state(), identity: transport.identity() };
+    Ok(std::thread::Builder::new()
+        .name("status".into())
+        .spawn(move || status::serve(&socket, &folder, &stop, &answers))?)
+}
+
+struct Answers {
+    facts: Facts,
+    reloader: Reloader,
+    transport: watch::Receiver<State>,
+    identity: IdentityLife,
+}
+
+impl Deeds for Answers {
+    fn report(&self) -> Report {
+        self.facts.report(&self.transport.borrow().clone(), &self.identity)
+    }
+
+    fn renew(&self) {
+        self.identity.renew_now();
+    }
+
+    fn reload(&self) -> u64 {
+        self.reloader.configured()
+    }
 }
 
 /// What `vidette-agent watch` shows.

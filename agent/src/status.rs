@@ -1,6 +1,6 @@
 //! How the agent is, told over a Unix socket in its state folder: `vidette-agent status` asks, a thread of
-//! the running agent answers with one JSON object and closes. `vidette-agent renew` asks in another word and gets the same
-//! answer: as of before. Nobody but the folder's owner can reach it.
+//! the running agent answers with one JSON object and closes. `vidette-agent renew` and `reload` ask in other words and get the
+//! same answer. Nobody but the folder's owner can reach it.
 
 use crate::detection::hashes::Summary;
 use crate::stop::Stop;
@@ -22,6 +22,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const ASK_STATUS: &[u8] = b"status\n";
 /// Asks for a renewal.
 const ASK_RENEW: &[u8] = b"renew\n";
+/// Asks that rules and hash lists are read anew.
+const ASK_RELOAD: &[u8] = b"reload\n";
 /// A question. Bytes.
 const QUESTION_BYTES_MAX: u64 = 16;
 /// A command of version 0.1 says nothing: it gets its answer after this.
@@ -107,6 +109,34 @@ pub struct Report {
     pub counters: BTreeMap<String, u64>,
     /// What must hold of them once nothing is on its way.
     pub equations: Vec<Equation>,
+    /// Requests to read rules and hash lists anew.
+    #[serde(default)]
+    pub reload: Reload,
+}
+
+/// What became of requests to read rules and hash lists anew. Numbers count requests since the agent's start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reload {
+    /// The number to wait for; only of interest to who asked.
+    pub asked: u64,
+    /// The newest whose rules are in use, or will not be.
+    pub rules: u64,
+    /// The newest whose hash lists are in use, or will not be.
+    pub hashes: u64,
+    /// Why the newest rules are not in use; empty while they are.
+    pub rules_refused: String,
+    /// Why the newest hash lists are not in use; empty while they are.
+    pub hashes_refused: String,
+}
+
+/// What the agent does for an asker.
+pub trait Deeds {
+    /// How it is.
+    fn report(&self) -> Report;
+    /// Begins to renew the certificate.
+    fn renew(&self);
+    /// Begins to read rules and hash lists anew. The number of the request.
+    fn reload(&self) -> u64;
 }
 
 /// A file that killed the scanner.
@@ -184,17 +214,11 @@ pub fn listen(folder: &Path) -> anyhow::Result<UnixListener> {
 }
 
 /// Answers until `stop`. Runs on the caller's thread.
-pub fn serve(
-    listener: &UnixListener,
-    folder: &Path,
-    stop: &Stop,
-    report: impl Fn() -> Report,
-    renew: impl Fn(),
-) {
+pub fn serve(listener: &UnixListener, folder: &Path, stop: &Stop, deeds: &impl Deeds) {
     while !stop.is_set() {
         match listener.accept() {
             Ok((stream, _)) => {
-                if let Err(error) = answer(stream, &report, &renew) {
+                if let Err(error) = answer(stream, deeds) {
                     tracing::debug!(%error, "an asker of the status went away");
                 }
             }
@@ -210,7 +234,7 @@ pub fn serve(
     let _ = std::fs::remove_file(folder.join(SOCKET));
 }
 
-fn answer(mut stream: UnixStream, report: &impl Fn() -> Report, renew: &impl Fn()) -> anyhow::Result<()> {
+fn answer(mut stream: UnixStream, deeds: &impl Deeds) -> anyhow::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(QUESTION_TIMEOUT))?;
     stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
@@ -218,9 +242,11 @@ fn answer(mut stream: UnixStream, report: &impl Fn() -> Report, renew: &impl Fn(
     let mut reader = std::io::BufReader::new(stream.try_clone()?.take(QUESTION_BYTES_MAX));
     // Nothing within the time: an older command, which asks for the status without a word.
     let _ = std::io::BufRead::read_until(&mut reader, b'\n', &mut question);
-    let report = report();
+    let mut report = deeds.report();
     if question == ASK_RENEW {
-        renew();
+        deeds.renew();
+    } else if question == ASK_RELOAD {
+        report.reload.asked = deeds.reload();
     }
     stream.write_all(&serde_json::to_vec(&report)?)?;
     Ok(())
@@ -240,6 +266,15 @@ pub fn ask(folder: &Path) -> anyhow::Result<Report> {
 /// As [`ask`].
 pub fn renew_now(folder: &Path) -> anyhow::Result<Report> {
     put(folder, ASK_RENEW)
+}
+
+/// Has the agent whose state is in `folder` read its rules and hash lists anew, and gives how it was before, with the number to
+/// wait for.
+///
+/// # Errors
+/// As [`ask`].
+pub fn reload(folder: &Path) -> anyhow::Result<Report> {
+    put(folder, ASK_RELOAD)
 }
 
 fn put(folder: &Path, question: &[u8]) -> anyhow::Result<Report> {

@@ -4,9 +4,12 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_vidette-agent");
+/// For an agent to come up, on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Put together at run time, so that no scanner takes this file for it.
 fn eicar() -> Vec<u8> {
@@ -260,4 +263,113 @@ fn rules_check_names_the_rule_that_costs_its_file_and_warns_of_a_severity_that_i
         (Some("warning"), Some("urgent")),
         "{out}"
     );
+}
+
+/// The service, until it is dropped.
+struct Running {
+    agent: Child,
+    state: String,
+}
+
+impl Running {
+    fn start(config: &str, state: &str) -> Self {
+        let mut agent = Command::new(AGENT);
+        agent.args(["run", "--config", config, "--state", state]);
+        let agent = agent.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let running = Self { agent, state: state.to_owned() };
+        let begin = Instant::now();
+        while running.status()["rules"].as_u64().unwrap_or(0) == 0 {
+            assert!(begin.elapsed() < PATIENCE, "{}", running.status());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        running
+    }
+
+    /// Null while it does not answer.
+    fn status(&self) -> serde_json::Value {
+        let (_, out, _) = told(&["status", "--json", "--state", &self.state]);
+        serde_json::from_str(&out).unwrap_or_default()
+    }
+
+    /// Exit code and words, without the end of a line.
+    fn reload(&self) -> (Option<i32>, String) {
+        let (code, out, said) = told(&["reload", "--state", &self.state]);
+        assert_eq!(said, "", "{out}");
+        (code, out.trim_end().to_owned())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.agent.kill();
+        let _ = self.agent.wait();
+    }
+}
+
+#[test]
+fn a_running_agent_reads_rules_and_lists_anew_and_says_what_came_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let rule = |name: &str| format!("rule {name} {{ strings: $m = \"{name}-marker\" condition: $m }}\n");
+    ["watched", "rules", "state"].iter().for_each(|name| std::fs::create_dir(path(name)).unwrap());
+    std::fs::write(path("rules/one.yar"), rule("one")).unwrap();
+    std::fs::write(path("list.txt"), format!("{}\n", "1".repeat(64))).unwrap();
+    let config = format!(
+        "[sensors]\nwatch = [{:?}]\nlevel = \"polling\"\n[detection]\nbuiltin_rules = false\nrules = [{:?}]\nhashes = [{:?}]\n[sweep]\npaths = [{:?}]\n",
+        path("watched"),
+        path("rules"),
+        path("list.txt"),
+        path("watched")
+    );
+    std::fs::write(path("agent.toml"), config).unwrap();
+    let none = told(&["reload", "--state", &path("state")]);
+    assert!(none.0 == Some(2) && none.2.contains("no agent runs"), "{none:?}");
+
+    let agent = Running::start(&path("agent.toml"), &path("state"));
+    let version = |of: &serde_json::Value| of["rules_version"].as_str().unwrap().to_owned();
+    let first = version(&agent.status());
+    let (code, said) = agent.reload();
+    assert_eq!((code, said.lines().count()), (Some(0), 2), "{said}");
+    assert!(said.starts_with(&format!("Rules: 1 in use, version {first}, as before")), "{said}");
+    assert!(said.contains("Hash lists: 1 digests of 1 lists") && said.ends_with("as before"), "{said}");
+
+    // More of both.
+    std::fs::write(path("rules/two.yar"), rule("two")).unwrap();
+    std::fs::write(path("list.txt"), format!("{}\n{}\n", "1".repeat(64), "2".repeat(64))).unwrap();
+    let (code, said) = agent.reload();
+    assert!(
+        code == Some(0) && said.starts_with("Rules: 2 in use, version ") && said.contains(", new\n"),
+        "{said}"
+    );
+    assert!(said.contains("Hash lists: 2 digests of 1 lists") && said.ends_with(", new"), "{said}");
+    let second = version(&agent.status());
+    assert_ne!(first, second);
+
+    // A mistake in one file costs that file.
+    std::fs::write(path("rules/three.yar"), "rule three {").unwrap();
+    let (code, said) = agent.reload();
+    assert!(code == Some(1) && said.starts_with("Rules: 2 in use"), "{said}");
+    assert!(said.contains("left out: ") && said.contains("three.yar"), "{said}");
+
+    // None that can be used: those before stay.
+    for name in ["one", "two"] {
+        std::fs::write(path(&format!("rules/{name}.yar")), "rule broken {").unwrap();
+    }
+    let (code, said) = agent.reload();
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("The new rules are not in use") && said.contains("Rules: 2 in use"), "{said}");
+    let (code, out, _) = told(&["reload", "--json", "--state", &path("state")]);
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &json["rules"]), (Some(2), &2.into()), "{json}");
+    assert!(json["rules_refused"].as_str().unwrap().contains("could be compiled"), "{json}");
+    assert!(told(&["status", "--state", &path("state")]).1.contains("rules not in use"));
+
+    // And mended: as it was.
+    std::fs::remove_file(path("rules/three.yar")).unwrap();
+    ["one", "two"]
+        .iter()
+        .for_each(|name| std::fs::write(path(&format!("rules/{name}.yar")), rule(name)).unwrap());
+    let (code, said) = agent.reload();
+    assert!(code == Some(0) && said.starts_with(&format!("Rules: 2 in use, version {second}")), "{said}");
+    assert!(!told(&["status", "--state", &path("state")]).1.contains("not in use"));
 }

@@ -13,6 +13,8 @@ pub mod join;
 pub mod leave;
 /// Makes a host ready to be copied: `prepare-image`.
 pub mod prepare_image;
+/// Has a running agent read rules and hash lists anew: `reload`.
+pub mod reload;
 /// Renews the certificate now: `renew`.
 pub mod renew;
 /// Tests rules: `rules check`.
@@ -79,6 +81,8 @@ pub enum Command {
     /// Work with hash lists
     #[command(subcommand)]
     Hashes(hashes::Command),
+    /// Have the agent that runs on this host read its rules and hash lists anew
+    Reload(reload::Args),
     /// Show how the agent that runs on this host is
     Status(status::Args),
     /// Print a completion script for a shell
@@ -135,6 +139,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Watch(args) => watch::run(&args),
         Command::Rules(args) => rules::run(args),
         Command::Hashes(args) => hashes::run(args),
+        Command::Reload(args) => reload::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "vidette-agent", &mut std::io::stdout());

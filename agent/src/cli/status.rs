@@ -62,6 +62,9 @@ fn table(report: &Report) -> String {
     for error in &report.rule_errors {
         row("rule left out", error.clone());
     }
+    if !report.reload.rules_refused.is_empty() {
+        row("rules not in use", report.reload.rules_refused.clone());
+    }
     if report.hashes.lists > 0 || report.hashes.building || !report.hashes.errors.is_empty() {
         row("hash lists", hash_lists(&report.hashes));
     }
@@ -108,7 +111,7 @@ fn table(report: &Report) -> String {
     table.trim_fmt()
 }
 
-fn hash_lists(lists: &Summary) -> String {
+pub(super) fn hash_lists(lists: &Summary) -> String {
     let building = if lists.building { "; others are being made" } else { "" };
     if lists.lists == 0 {
         return format!("none in use{building}");

@@ -45,6 +45,8 @@ pub mod slow;
 pub mod memory;
 /// Everything below some paths, with a budget.
 pub mod sweep;
+/// Rules and lists that are read anew.
+pub mod reload;
 /// The way out.
 mod outgoing;
 /// What was lost, and what follows from it.
@@ -57,8 +59,9 @@ use crate::sensors::Observation;
 use crate::telemetry::Counters;
 use crate::worker::poison::Poison;
 use crate::worker::process::{Launcher, resident_bytes};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender};
 use hashes::HashSources;
+use reload::{Reloader, Settled};
 use rescan::{Desk, Progress, Rescans, Wish};
 use rules::RuleSources;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -71,8 +74,6 @@ use walk::Scope;
 
 /// Events that wait for the outbox: the capacity for the channel that is handed to [`start`].
 pub const EVENTS_QUEUE_MAX: usize = 1024;
-/// Requests for other rules that wait.
-const RELOADS_MAX: usize = 4;
 
 /// How detection works.
 #[derive(Debug)]
@@ -130,17 +131,12 @@ pub struct Snapshot {
     pub rule_errors: Vec<String>,
     /// The hash lists in use.
     pub hashes: hashes::Summary,
+    /// What became of requests to read rules and lists anew.
+    pub reloads: Settled,
     /// Why scans take too long; empty while they do not.
     pub scan_time: String,
     /// Files that killed the worker and are not tried again.
     pub poisoned: usize,
-}
-
-/// What is to be read again.
-#[derive(Debug)]
-enum Reload {
-    Rules(RuleSources),
-    Hashes(HashSources),
 }
 
 /// The running stage.
@@ -149,7 +145,7 @@ pub struct Detection {
     shared: Arc<Mutex<Snapshot>>,
     desk: Arc<Desk>,
     sweeps: schedule::Handle,
-    reload: Sender<Reload>,
+    reloader: Reloader,
     thread: JoinHandle<()>,
 }
 
@@ -164,7 +160,7 @@ pub fn start(
     out: Sender<wire::Event>,
 ) -> anyhow::Result<Detection> {
     let shared = Arc::new(Mutex::new(Snapshot::default()));
-    let (reload, reloads) = bounded(RELOADS_MAX);
+    let (reloader, reloads) = Reloader::new(config.rules.clone(), config.hashes.clone());
     let rescans = Rescans::start(config.scope.clone())?;
     let desk = rescans.desk();
     let verdicts = Arc::new(Verdicts::at(&config.verdicts));
@@ -181,7 +177,7 @@ pub fn start(
     let stage =
         run::Stage { counters, input, out, reloads, rescans, verdicts, sweep, shared: shared.clone() };
     let thread = std::thread::Builder::new().name("detection".into()).spawn(move || stage.run(config))?;
-    Ok(Detection { shared, desk, sweeps, reload, thread })
+    Ok(Detection { shared, desk, sweeps, reloader, thread })
 }
 
 impl Detection {
@@ -199,14 +195,18 @@ impl Detection {
 
     /// Reads and uses other rules; the outcome is an event.
     pub fn reload_rules(&self, sources: RuleSources) {
-        // Closed: the stage has ended and needs no rules. Full: waits, because no request may be lost.
-        let _ = self.reload.send(Reload::Rules(sources));
+        self.reloader.ask(Some(sources), None);
     }
 
     /// Reads other hash lists and uses them when they are whole; the outcome is an event.
     pub fn reload_hashes(&self, sources: HashSources) {
-        // As above.
-        let _ = self.reload.send(Reload::Hashes(sources));
+        self.reloader.ask(None, Some(sources));
+    }
+
+    /// A way to have rules and lists read anew that outlives the handle.
+    #[must_use]
+    pub fn reloader(&self) -> Reloader {
+        self.reloader.clone()
     }
 
     /// Looks again at what changed since then, in everything that is watched; `reason` is one word. The outcome is an
@@ -234,7 +234,6 @@ impl Detection {
 
     /// Waits until the stage has ended.
     pub fn join(self) {
-        drop(self.reload);
         if self.thread.join().is_err() {
             tracing::error!("the detection stage panicked");
         }

@@ -9,12 +9,13 @@ use super::losses::Losses;
 use super::memory::on_exec::{self, OnExec};
 use super::outgoing::Outgoing;
 use super::queue::{Next, Push, Pushed, Queue};
+use super::reload::Request;
 use super::rescan::{Folder, Rescans, Told, Wish};
 use super::rules::RuleSources;
 use super::slow::Slow;
 use super::sweep::schedule::{Against, QUEUE_HOLD, Sweeps};
 use super::verdicts::{By, Known, Verdicts};
-use super::{Config, Reload, Snapshot, lock};
+use super::{Config, Snapshot, lock};
 use crate::host::{Host, Moment};
 use crate::sensors::{Observation, OpenFile};
 use crate::sys::filesystem::{self, Word};
@@ -42,7 +43,7 @@ pub(super) struct Stage {
     pub(super) counters: Arc<Counters>,
     pub(super) input: Receiver<Observation>,
     pub(super) out: Sender<wire::Event>,
-    pub(super) reloads: Receiver<Reload>,
+    pub(super) reloads: Receiver<Request>,
     pub(super) rescans: Rescans,
     pub(super) verdicts: Arc<Verdicts>,
     pub(super) sweep: Sweeps,
@@ -90,9 +91,10 @@ struct Running {
     losses: Losses,
     rescans: Rescans,
     sweep: Sweeps,
-    /// The newest rules, for the sweep when they work.
     /// Of rule files that could not be read.
     source_errors: Vec<String>,
+    /// The newest requests for rules and for hash lists that were taken.
+    reloads: (u64, u64),
     /// The rules that were announced last.
     announced: Option<String>,
     /// Errors in rules were told, and not yet that there are none any more.
@@ -143,6 +145,7 @@ impl Stage {
             rescans: self.rescans,
             sweep: self.sweep,
             source_errors,
+            reloads: (0, 0),
             announced: None,
             rules_degraded: false,
             rules_refused: false,
@@ -170,7 +173,7 @@ impl Stage {
 }
 
 impl Running {
-    fn go(&mut self, mut input: Receiver<Observation>, mut reloads: Receiver<Reload>) {
+    fn go(&mut self, mut input: Receiver<Observation>, mut reloads: Receiver<Request>) {
         let (mut open, mut rescans_open, mut sweep_open) = (true, true, true);
         loop {
             self.counters.progress.detection.works();
@@ -218,13 +221,8 @@ impl Running {
                     }
                 },
                 send(out, self.out.next()) -> sent => self.out.sent(sent.is_ok()),
-                recv(reloads) -> sources => match sources {
-                    Ok(Reload::Rules(sources)) => self.reload(&sources),
-                    Ok(Reload::Hashes(sources)) => {
-                        self.hashes_behind_since_ns.get_or_insert(Moment::now().unix_ns);
-                        self.hashes.want(sources);
-                        lock(&self.shared).hashes = self.hashes.summary();
-                    }
+                recv(reloads) -> request => match request {
+                    Ok(request) => self.reload(request),
                     Err(_) => reloads = never(),
                 },
                 recv(made) -> made => if let Ok(made) = made { self.hashes_made(made) },
@@ -492,6 +490,7 @@ impl Running {
                         "rules {version} are not used: {reason}; `vidette-agent rules check FILE` on each of your files finds the one"
                     );
                     self.tell_health("rules", HealthState::Failed, &message);
+                    self.rules_refused(&reason);
                 }
                 Output::Died(detail) => {
                     self.counters.worker_deaths.one();
@@ -499,11 +498,9 @@ impl Running {
                 }
                 Output::Unavailable(reason) => {
                     self.worker_failed = true;
-                    self.tell_health(
-                        "worker",
-                        HealthState::Failed,
-                        &format!("files are not scanned: {reason}"),
-                    );
+                    let message = format!("files are not scanned: {reason}");
+                    self.tell_health("worker", HealthState::Failed, &message);
+                    self.rules_refused(&message);
                 }
             }
         }
@@ -603,17 +600,24 @@ impl Running {
         if self.worker_failed {
             self.worker_failed = false;
             self.tell_health("worker", HealthState::Ok, "files are scanned again");
+            if !self.rules_refused {
+                lock(&self.shared).reloads.rules_refused.clear();
+            }
         }
         // A worker that is started again after idling loads the same rules: that is no news.
         if self.announced.as_ref() == Some(&loaded.version) {
             return;
         }
+        // What can't be used at all is refused right after this: told with its mistakes, and those before stay in use.
+        let in_use = loaded.version == self.pool.rules_version();
         self.announced = Some(loaded.version.clone());
         self.tell_others();
         let problems = loaded.problems.iter().filter(|problem| problem.error).map(Problem::sentence);
         let errors: Vec<String> = self.source_errors.iter().cloned().chain(problems).collect();
-        let event = events::rules_loaded(&self.host, &loaded.version, loaded.rules, errors.len());
-        self.emit(event);
+        if in_use {
+            let event = events::rules_loaded(&self.host, &loaded.version, loaded.rules, errors.len());
+            self.emit(event);
+        }
         if !errors.is_empty() {
             self.rules_degraded = true;
             self.tell_health("rules", HealthState::Degraded, &format!("left out: {}", errors.join("; ")));
@@ -622,7 +626,16 @@ impl Running {
             self.tell_health("rules", HealthState::Ok, "all rules are in use");
         }
         let mut shared = lock(&self.shared);
-        (shared.rules_count, shared.rule_errors) = (loaded.rules, errors);
+        shared.rule_errors = errors;
+        if !in_use {
+            return;
+        }
+        shared.rules_count = loaded.rules;
+        loaded.version.clone_into(&mut shared.rules_version);
+        shared.reloads.rules = self.reloads.0;
+        if !self.rules_refused {
+            shared.reloads.rules_refused.clear();
+        }
     }
 
     /// Other hash lists are used from now on; what was looked at while they were made is looked at again.
@@ -635,7 +648,7 @@ impl Running {
         let event = events::hashes_loaded(&self.host, &lists);
         self.emit(event);
         let behind = self.hashes_behind_since_ns.take();
-        if let Some(error) = refused {
+        if let Some(error) = &refused {
             self.hashes_degraded = true;
             self.tell_health("hashes", HealthState::Failed, &format!("the hash lists are not used: {error}"));
         } else {
@@ -651,7 +664,11 @@ impl Running {
                 self.rescans.desk().wish(wish);
             }
         }
-        lock(&self.shared).hashes = lists;
+        let mut shared = lock(&self.shared);
+        shared.hashes = lists;
+        (shared.reloads.hashes, shared.reloads.hashes_refused) =
+            (self.reloads.1, refused.unwrap_or_default());
+        drop(shared);
         self.tell_others();
     }
 
@@ -666,12 +683,32 @@ impl Running {
         }
     }
 
-    fn reload(&mut self, sources: &RuleSources) {
-        let found = sources.load();
-        self.source_errors.clone_from(&found.errors);
-        (self.announced, self.rules_refused) = (None, false);
-        let outputs = self.pool.use_rules(found.into_set(), Instant::now());
-        self.settle(outputs);
+    fn reload(&mut self, request: Request) {
+        if let Some(sources) = request.hashes {
+            self.reloads.1 = request.number;
+            if sources.files.is_empty() && self.hashes.is_empty() {
+                lock(&self.shared).reloads.hashes = request.number;
+            } else {
+                self.hashes_behind_since_ns.get_or_insert(Moment::now().unix_ns);
+                self.hashes.want(sources);
+                lock(&self.shared).hashes = self.hashes.summary();
+            }
+        }
+        if let Some(sources) = request.rules {
+            self.reloads.0 = request.number;
+            let found = sources.load();
+            self.source_errors.clone_from(&found.errors);
+            (self.announced, self.rules_refused) = (None, false);
+            let outputs = self.pool.use_rules(found.into_set(), Instant::now());
+            self.settle(outputs);
+        }
+    }
+
+    /// Whoever asked for the newest rules learns what became of them.
+    fn rules_refused(&self, reason: &str) {
+        let settled = &mut lock(&self.shared).reloads;
+        settled.rules = self.reloads.0;
+        reason.clone_into(&mut settled.rules_refused);
     }
 }
 

@@ -39,6 +39,12 @@ impl Keeper {
         &self.current
     }
 
+    /// None are in use, none are being made, and nothing has to be said of any.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.current.version().is_empty() && self.building.is_none() && self.refused.is_none()
+    }
+
     /// Makes others. Those that are being made now are given up: newer ones are wanted.
     pub fn want(&mut self, sources: HashSources) {
         self.wanted = Some(sources);

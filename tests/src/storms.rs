@@ -660,8 +660,10 @@ fn compare(storm: Storm, done: &Done, events: &[wire::Event], outcome: &mut Outc
         .collect();
     let samples: HashSet<&[u8]> =
         done.planted.iter().map(|planted| planted.path.as_os_str().as_bytes()).collect();
+    // Of a file that is rewritten, the scan for the write before may begin so late that it meets the last content too.
+    let times_max = if matches!(outcome.name, Some(Storm::Rewrites(_))) { 2 } else { 1 };
     for (path, times) in detections {
-        if times > 1 || !samples.contains(path) {
+        if times > times_max || !samples.contains(path) {
             outcome.detections_odd.push(format!("{times} detections of {}", path.escape_ascii()));
         }
     }

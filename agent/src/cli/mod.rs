@@ -82,6 +82,7 @@ pub enum Command {
     #[command(subcommand)]
     Hashes(hashes::Command),
     /// Have the agent that runs on this host read its rules and hash lists anew
+    #[command(after_help = reload::NOTES)]
     Reload(reload::Args),
     /// Show how the agent that runs on this host is
     Status(status::Args),

@@ -19,12 +19,15 @@ const LOOK: Duration = Duration::from_millis(50);
 /// What a command gives back when something was left out.
 const EXIT_LEFT_OUT: u8 = 1;
 
-/// Have the running agent read its rule files and hash lists anew.
-///
-/// Those that the configuration named when the agent was started; other settings take a restart. Until the new ones are ready
-/// the old ones are used. New rules that can't be used at all are refused, and the agent goes on with what it says.
-///
-/// Exit code: 0 all in use, 1 something was left out, 2 not in use.
+/// Below the options.
+pub const NOTES: &str = "\
+Reads anew the rule files and hash lists that the configuration named when the agent was started; other settings take a
+restart. Until the new ones are ready the old ones are used. New rules of which none can be used are refused, and those before
+stay.
+
+Exit codes: 0 all in use, 1 something was left out, 2 the new ones are not in use.";
+
+/// What was typed after `reload`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The agent's configuration file

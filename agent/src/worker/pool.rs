@@ -312,7 +312,15 @@ impl Pool {
         if matches!(self.stage, Stage::Waiting(_) | Stage::Broken(..)) {
             self.stage = Stage::Stopped;
         }
-        self.prepare(now)
+        let mut out = self.prepare(now);
+        if matches!(self.stage, Stage::Ready(..))
+            && let Some(same) = self.compiled.as_ref().filter(|same| same.loaded.version == self.version)
+        {
+            // A worker has them: nothing has to be done, and somebody waits for the answer.
+            self.wanted = false;
+            out.push(Output::Loaded(same.loaded.clone()));
+        }
+        out
     }
 
     /// Rules that another pool compiled.

@@ -107,6 +107,17 @@ impl Machine {
         self.answers();
     }
 
+    /// Rules and lists are read anew by the process that runs, from within the unit.
+    fn is_reloaded(&self) {
+        let before = self.agent();
+        self.run(&["systemctl", "reload", "vidette-agent"])
+            .unwrap_or_else(|error| panic!("{error:#}\n{}", self.said()));
+        let after = self.agent();
+        let settled = |of: &serde_json::Value| of["reload"]["rules"].as_u64();
+        assert_eq!((settled(&before), settled(&after)), (Some(0), Some(1)), "{after}");
+        assert_eq!((&before["pid"], &before["rules"]), (&after["pid"], &after["rules"]), "{after}");
+    }
+
     /// A stage that hangs ends the agent, and systemd starts it again.
     fn starts_anew_what_hangs(&self) {
         let inside = self.property("vidette-agent", "MainPID");
@@ -211,6 +222,7 @@ fn systemd_runs_both_with_all_that_their_units_forbid() {
     .expect("back");
     machine.answers();
     machine.detects(&rig, 2);
+    machine.is_reloaded();
 
     replaced(&machine, &rig);
     machine.tells_of_its_unit();

@@ -233,14 +233,15 @@ impl<F, T> Queue<F, T> {
         lane.newest_of_longest(newcomer)
     }
 
-    /// Into a higher class, when this one is. What only a rescan had met takes its place there as if it were new: the file
-    /// that had to make room for it is returned.
+    /// Into a higher class, when this one is, or into the line of another user who wrote it too, when it comes sooner there.
+    /// What only a rescan had met takes its place as if it were new: the file that had to make room for it is returned.
     fn promote(&mut self, id: Id, class: Class, share: Share) -> Option<Next<F, T>> {
-        let from = self.entries.get(&id)?.class;
-        if class >= from {
+        let known = self.entries.get(&id)?;
+        let (from, place) = (known.class, (known.share, known.ticket));
+        if class > from || class == from && !self.lanes[class as usize].is_no_later(place, share) {
             return None;
         }
-        let crowds = from == Class::Sweep || class == Class::Run;
+        let crowds = class < from && (from == Class::Sweep || class == Class::Run);
         let displaced =
             if crowds && !self.has_room(class) { self.take(self.victim(class, share)?) } else { None };
         let mut entry = self.leave(id)?;
@@ -441,6 +442,25 @@ mod tests {
     }
 
     /// As in a storm during which a rescan runs.
+    #[test]
+    fn a_file_that_two_users_write_waits_in_the_shorter_of_their_lines() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        let of = |inode, uid| of(inode, inode, Class::Rest, uid, 0);
+        // The storm of one; the last of it is written by another, who has something waiting himself.
+        for inode in 0..100 {
+            queue.push(of(inode, 1), now);
+        }
+        queue.push(of(200, 2), now);
+        assert_eq!(queue.push(of(99, 2), now), Pushed::Merged(99, None));
+        // And what another wrote is not taken into the storm.
+        queue.push(of(300, 3), now);
+        assert_eq!(queue.push(of(300, 1), now), Pushed::Merged(300, None));
+        let order: Vec<u64> =
+            std::iter::repeat_with(|| popped(&mut queue, now)).take(6).flatten().flatten().collect();
+        assert_eq!(order, [0, 200, 300, 1, 99, 2]);
+        assert_eq!(std::iter::from_fn(|| popped(&mut queue, now)).count(), 102 - 6);
+    }
+
     #[test]
     fn what_a_rescan_had_met_takes_its_place_in_a_full_queue_as_if_it_were_new() {
         let now = Instant::now();

@@ -62,6 +62,14 @@ impl Shares {
         }
     }
 
+    /// Whether a file of `share` would not come later at the end of the line of `other`, another user.
+    pub(super) fn is_no_later(&self, (share, ticket): (Share, u64), other: Share) -> bool {
+        let line = self.users.get(&share.uid).and_then(|user| user.origins.get(&share.origin));
+        let Some(line) = line.filter(|_| share.uid != other.uid) else { return false };
+        let waiting = self.users.get(&other.uid).map_or(0, |user| user.len);
+        line.range(..ticket).take(waiting + 1).count() > waiting
+    }
+
     /// The newest file of the longest share, counting one more for the `newcomer`; `None` when that is the longest
     /// itself, or nothing waits.
     pub(super) fn newest_of_longest(&self, newcomer: Option<Share>) -> Option<Id> {

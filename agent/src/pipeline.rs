@@ -284,7 +284,9 @@ fn say(emit: &Sender<wire::Event>, host: &Host, told: Told) {
 /// How the transport is, for `outage`.
 fn reach(state: &State) -> Reach<'_> {
     match state {
-        State::Connected { .. } => Reach::Connected,
+        State::Connected { since, failed, .. } => {
+            Reach::Connected { since: *since, failed: failed.as_deref() }
+        }
         State::Connecting { error: Some(error) } => Reach::Failing(error),
         State::Refused { reason, .. } => Reach::Failing(reason),
         State::NotJoined { .. } | State::Connecting { error: None } => Reach::Idle,

@@ -21,7 +21,12 @@ pub const FIREWALL: &str = "this host's firewall";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach<'a> {
     /// It has a session.
-    Connected,
+    Connected {
+        /// Since when.
+        since: Instant,
+        /// Why there was none the last time it was tried before.
+        failed: Option<&'a str>,
+    },
     /// It has none, because of this.
     Failing(&'a str),
     /// It has none, and nothing is wrong: the host has not joined, or the first try is not over.
@@ -32,6 +37,8 @@ pub enum Reach<'a> {
 #[derive(Debug, Default)]
 pub struct Outage {
     since: Option<Instant>,
+    /// Of the newest session that was seen.
+    connected: Option<Instant>,
     /// Different ones, the first ones first.
     reasons: Vec<String>,
 }
@@ -42,19 +49,29 @@ impl Outage {
         match reach {
             Reach::Idle => None,
             Reach::Failing(why) => {
-                self.since.get_or_insert(now);
-                let mut why = terminal(why.as_bytes());
-                why.truncate(why.floor_char_boundary(REASON_BYTES_MAX));
-                if self.reasons.len() < REASONS_MAX && !self.reasons.contains(&why) {
-                    self.reasons.push(why);
-                }
+                self.failed(why, now);
                 None
             }
-            Reach::Connected => {
+            Reach::Connected { since, failed } => {
+                // A failure and the session after it may both lie between two looks.
+                if self.connected.replace(since) != Some(since)
+                    && let Some(why) = failed
+                {
+                    self.failed(why, now);
+                }
                 let lasted = now.saturating_duration_since(self.since.take()?);
                 let reasons = std::mem::take(&mut self.reasons).join("; then: ");
                 told(lasted, &reasons)
             }
+        }
+    }
+
+    fn failed(&mut self, why: &str, now: Instant) {
+        self.since.get_or_insert(now);
+        let mut why = terminal(why.as_bytes());
+        why.truncate(why.floor_char_boundary(REASON_BYTES_MAX));
+        if self.reasons.len() < REASONS_MAX && !self.reasons.contains(&why) {
+            self.reasons.push(why);
         }
     }
 }
@@ -70,7 +87,12 @@ fn told(lasted: Duration, reasons: &str) -> Option<Told> {
         (false, true) => Severity::Medium,
         (false, false) => Severity::Low,
     };
-    let detail = format!("the collector could not be reached for {} s: {reasons}", lasted.as_secs());
+    // From the first failure on: how long that one was tried is not known here.
+    let time = match lasted.as_secs() {
+        0 => String::new(),
+        seconds => format!(" for {seconds} s"),
+    };
+    let detail = format!("the collector could not be reached{time}: {reasons}");
     Some(Told { action: "collector-unreachable", severity, detail, process: None })
 }
 
@@ -81,13 +103,16 @@ mod tests {
 
     fn lasting(seconds: u64, reasons: &[&str]) -> Option<Told> {
         let (mut outage, start) = (Outage::default(), Instant::now());
-        assert_eq!(outage.look(Reach::Connected, start), None);
+        let connected = |since, failed| Reach::Connected { since, failed };
+        assert_eq!(outage.look(connected(start, None), start), None);
         for reason in reasons {
             assert_eq!(outage.look(Reach::Failing(reason), start), None);
         }
         assert_eq!(outage.look(Reach::Idle, start), None);
-        let told = outage.look(Reach::Connected, start + Duration::from_secs(seconds));
-        assert_eq!(outage.look(Reach::Connected, start + Duration::from_secs(9999)), None, "once");
+        let again = start + Duration::from_secs(seconds);
+        let told = outage.look(connected(again, reasons.last().copied()), again);
+        let later = outage.look(connected(again, reasons.last().copied()), start + Duration::from_secs(9999));
+        assert_eq!(later, None, "once");
         told
     }
 
@@ -102,12 +127,25 @@ mod tests {
     }
 
     #[test]
+    fn a_failure_that_ends_before_anybody_looks_is_told_too() {
+        let (mut outage, start) = (Outage::default(), Instant::now());
+        let mut look = |since, failed| outage.look(Reach::Connected { since, failed }, start);
+        assert_eq!(look(start, None), None);
+        let again = start + Duration::from_millis(1);
+        let told = look(again, Some("this host's firewall refuses")).unwrap();
+        assert!(told.detail.contains("reached: this host's firewall"), "{}", told.detail);
+        assert_eq!(look(again, Some("this host's firewall refuses")), None, "once");
+        assert_eq!(look(again + Duration::from_millis(1), Some("no answer")), None, "short, and no firewall");
+    }
+
+    #[test]
     fn what_is_remembered_is_bounded() {
         let (mut outage, start) = (Outage::default(), Instant::now());
         for number in 0..1000 {
             outage.look(Reach::Failing(&format!("{number} {}", "ü".repeat(500))), start);
         }
-        let told = outage.look(Reach::Connected, start + Duration::from_secs(99)).unwrap();
+        let again = start + Duration::from_secs(99);
+        let told = outage.look(Reach::Connected { since: again, failed: Some("last") }, again).unwrap();
         assert!(told.detail.len() < 1024, "{}", told.detail.len());
     }
 }

@@ -325,7 +325,14 @@ impl<'a> Carrier<'a> {
         }
         let (agent, collector) = (self.credentials.agent, &self.credentials.collector);
         tracing::info!(%agent, %collector, "connected");
-        self.sources.state.send_replace(State::Connected { agent, since: Instant::now() });
+        self.sources.state.send_modify(|state| {
+            let failed = match state {
+                State::Connecting { error } => error.take(),
+                State::Refused { reason, .. } => Some(std::mem::take(reason)),
+                State::NotJoined { .. } | State::Connected { .. } => None,
+            };
+            *state = State::Connected { agent, since: Instant::now(), failed };
+        });
     }
 
     fn appended(&mut self, heads: Heads) {

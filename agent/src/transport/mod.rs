@@ -75,6 +75,8 @@ pub enum State {
         agent: AgentId,
         /// Since when.
         since: Instant,
+        /// What went wrong the last time before; none when nothing did.
+        failed: Option<String>,
     },
     /// The collector has refused this agent; tried again, more rarely.
     Refused {

@@ -441,7 +441,6 @@ mod tests {
         assert_eq!(order, [vec![4], vec![3], vec![5]]);
     }
 
-    /// As in a storm during which a rescan runs.
     #[test]
     fn a_file_that_two_users_write_waits_in_the_shorter_of_their_lines() {
         let (mut queue, now) = (Queue::default(), Instant::now());
@@ -461,6 +460,7 @@ mod tests {
         assert_eq!(std::iter::from_fn(|| popped(&mut queue, now)).count(), 102 - 6);
     }
 
+    /// As in a storm during which a rescan runs.
     #[test]
     fn what_a_rescan_had_met_takes_its_place_in_a_full_queue_as_if_it_were_new() {
         let now = Instant::now();
